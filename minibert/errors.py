@@ -1,0 +1,28 @@
+"""Bad input ends in one line: `error: what is wrong; what to do`, exit code 2, no traceback."""
+import errno
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can put right; its message says what is wrong and what to do."""
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Run a command's `main`, turning what the user can put right into one line and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_line(str(error)))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            sys.exit(_line(f"no room left to write {error.filename or 'a file'}; free some space "
+                           "and run the same command again"))
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            sys.exit(_line(f"{error.filename} cannot be read or written; check its permissions"))
+        raise
+
+
+def _line(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
