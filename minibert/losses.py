@@ -1,0 +1,65 @@
+"""The four losses of the three recipes, each a mean whose denominator is in plain sight.
+
+`count` is that denominator: the predictions (or sequences) of the whole update. It is given when
+an update is cut into parts: the mean of the parts' means is another number when the parts hold
+different counts. B batch, M masked positions, H hidden, V vocabulary; "..." is any number of dims.
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minibert.masking import IGNORE
+
+
+def mlm_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None = None) -> Tensor:
+    """Cross-entropy of the hidden tokens, nats per predicted token (Devlin et al. 2018, 3.1).
+
+    logits: (..., V). labels: (...) int64, IGNORE where nothing is predicted. Returns a scalar;
+    0 when nothing is predicted.
+    """
+    losses = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(),
+                             ignore_index=IGNORE, reduction="none")
+    return _mean(losses, labels.flatten() != IGNORE, count)
+
+
+def nsp_loss(logits: Tensor, is_random_next: Tensor, count: int | Tensor | None = None) -> Tensor:
+    """Cross-entropy of "does B follow A?", nats per pair (Devlin et al. 2018, 3.1, task 2).
+
+    logits: (B, 2). is_random_next: (B,) int64, 0 = B follows A, 1 = B is random. Returns a scalar.
+    """
+    losses = F.cross_entropy(logits.float(), is_random_next, reduction="none")
+    return _mean(losses, torch.ones_like(losses, dtype=torch.bool), count)
+
+
+def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float,
+                     real: Tensor | None = None, count: int | Tensor | None = None) -> Tensor:
+    """T² KL(teacher || student) of distributions softened by T, nats per position.
+
+    logits: (..., V). real: (...) bool, the positions that count, by default all. Returns a scalar.
+    Paper: Hinton et al. 2015, section 2: soft gradients shrink as 1/T², so T² keeps the balance
+    with the hard labels when T changes. (KL is the cross-entropy of DistilBERT's paper less the
+    teacher's entropy, a constant.)
+    """
+    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return temperature**2 * _mean(divergence, real, count)
+
+
+def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, real: Tensor | None = None,
+                count: int | Tensor | None = None) -> Tensor:
+    """1 - cos of the last hidden states, per position (Sanh et al. 2019, section 3).
+
+    hidden: (..., H), the same H. real: (...) bool, the positions that count, by default all.
+    Returns a scalar.
+    """
+    distance = 1 - F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)
+    return _mean(distance, real, count)
+
+
+def _mean(values: Tensor, real: Tensor | None, count: int | Tensor | None) -> Tensor:
+    if real is not None:
+        values = values.masked_fill(~real, 0)
+    if count is None:
+        count = values.numel() if real is None else real.sum()
+    return values.sum() / torch.as_tensor(count, device=values.device).clamp(min=1)
