@@ -1,0 +1,299 @@
+"""From a text file to batches: documents, sentences, tokens on disk, sequences, tensors.
+
+A sequence is two spans of one long array of tokens: segments A and B of a pair, or, with B empty,
+a block of full sentences. So every input format ends in the same five numbers a sequence, and one
+function, `assemble`, makes tensors of them.
+B batch, S sequence, N sequences, T tokens of a text.
+"""
+import gzip
+import lzma
+import random
+import re
+from array import array
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from minibert.config import RunConfig
+from minibert.errors import UserError
+from minibert.masking import hash_bits
+from minibert.tokenizer import Specials, specials
+
+OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^\sa-z])|(?<=[。！？])")
+
+
+class Text(NamedTuple):
+    """Documents as tokens, end to end, with one [SEP] after each document."""
+    tokens: np.ndarray  # (T,) uint16 or uint32
+    bounds: np.ndarray  # (sentences, 2) int64: where each starts and ends in tokens
+    documents: np.ndarray  # (documents + 1,) int64: the first sentence of each, and the end
+
+    def fraction(self, share: float) -> "Text":
+        """The first documents, as many as hold this share of the tokens."""
+        ends = self.bounds[self.documents[1:] - 1, 1]
+        count = 1 + int(np.searchsorted(ends, share * ends[-1]))
+        return self._replace(documents=self.documents[:min(count, len(ends)) + 1])
+
+
+class Batch(NamedTuple):
+    input_ids: Tensor  # (B, S) int64
+    attention_mask: Tensor  # (B, S) int64, 1 = token, 0 = padding
+    token_type_ids: Tensor  # (B, S) int64, 1 = segment B and its [SEP]
+    is_random_next: Tensor  # (B,) int64, 0 = B follows A, 1 = B is random
+    index: Tensor  # (B,) int64, the sequences' numbers, by which masks are drawn
+    epoch: int
+
+
+def read_documents(path: Path) -> Iterator[list[str]]:
+    """The documents of a text file or a folder of them, each as its sentences.
+
+    A blank line ends a document; within one, a line or what looks like the end of a sentence
+    ends a sentence. Raises UserError when a file is not UTF-8 or cut short.
+    """
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in OPENERS)
+    for file in files:
+        sentences: list[str] = []
+        try:
+            with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8-sig") as lines:
+                for line in lines:
+                    if line.strip():
+                        sentences += SENTENCE_END.split(line.strip())
+                    elif sentences:
+                        yield sentences
+                        sentences = []
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); "
+                            "convert it first") from None
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+            raise UserError(f"{file} cannot be unpacked ({error}); copy it again") from None
+        if sentences:
+            yield sentences
+
+
+def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer, folder: Path,
+             order: np.ndarray, held_out: int) -> None:
+    """Write documents to `folder` as two Texts: "held-out", the first of `order`, and "train".
+
+    order: (documents,) int64, a permutation. The tokens pass through a file, not the memory.
+    """
+    special = specials(tokenizer)
+    tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text: brackets and a word
+    dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32)
+    lengths, counts = array("I"), array("I")  # tokens of each sentence, sentences of each document
+    with open(folder / "staged", "wb") as staged:
+        while chunk := list(islice(documents, 500)):
+            flat = [sentence for document in chunk for sentence in document]
+            encoded = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+            for document in chunk:
+                sentences = [found.ids for found in islice(encoded, len(document)) if found.ids]
+                counts.append(len(sentences))
+                lengths.extend(map(len, sentences))
+                ids = [id for sentence in sentences for id in sentence] + [special.sep]
+                staged.write(np.array(ids, dtype).tobytes())
+    staged = np.memmap(folder / "staged", dtype, mode="r")
+    lengths, counts = np.array(lengths, np.int64), np.array(counts, np.int64)
+    of_document = np.split(lengths, counts.cumsum()[:-1])
+    sizes = np.array([sentences.sum() + 1 for sentences in of_document])
+    starts = sizes.cumsum() - sizes
+    for part, chosen in (("held-out", order[:held_out]), ("train", order[held_out:])):
+        chosen = chosen[counts[chosen] > 0]
+        tokens = np.lib.format.open_memmap(folder / f"{part}.tokens.npy", "w+", dtype,
+                                           (int(sizes[chosen].sum()),))
+        end = 0
+        for document in chosen:
+            start, end = end, end + sizes[document]
+            tokens[start:end] = staged[starts[document]:starts[document] + sizes[document]]
+        chosen_lengths = np.concatenate([lengths[:0], *(of_document[d] for d in chosen)])
+        separators = np.repeat(np.arange(len(chosen)), counts[chosen])
+        ends = chosen_lengths.cumsum() + separators
+        np.save(folder / f"{part}.bounds.npy", np.stack([ends - chosen_lengths, ends], 1))
+        np.save(folder / f"{part}.documents.npy", np.append(0, counts[chosen].cumsum()))
+    (folder / "staged").unlink()
+
+
+def load_text(folder: Path, part: str) -> Text:
+    """The "train" or "held-out" part of what `tokenize` wrote; the arrays stay on disk."""
+    return Text(*(np.load(folder / f"{part}.{name}.npy", mmap_mode="r") for name in Text._fields))
+
+
+def segment_pairs(text: Text, max_tokens: int, *, seed: int, copy: int,
+                  short_seq_prob: float = 0.1) -> np.ndarray:
+    """BERT's pairs: half the time B follows A, half the time it is from another document.
+
+    max_tokens: of A and B together. copy: which of the duplicates of the text this is; splits and
+    random segments are drawn anew in each. Returns (N, 5) int64: start and end of A, start and
+    end of B, and 0 = B follows A, 1 = B is random.
+    Paper: Devlin et al. 2018, appendix A.2; google-research/bert, create_pretraining_data.py.
+
+    Two documents of three and two sentences, two tokens each (token 6 is the [SEP] in between):
+    >>> bounds = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
+    >>> text = Text(np.arange(12), bounds, np.array([0, 3, 5]))
+    >>> segment_pairs(text, 6, seed=1, copy=0, short_seq_prob=0).tolist()
+    [[0, 4, 4, 6, 0], [7, 9, 0, 4, 1], [9, 11, 2, 6, 1]]
+
+    The first pair goes on in its document. The second has a random B, so its own second sentence
+    goes back, and becomes the A of the third.
+    """
+    bounds, documents = text.bounds.tolist(), text.documents.tolist()
+    last_document = len(documents) - 2
+    if last_document < 1:
+        raise UserError("segment pairs need at least two documents: the random B comes from "
+                        "another one; put a blank line between documents")
+    pairs = []
+    for document, (i, end) in enumerate(zip(documents, documents[1:])):
+        draw = random.Random(f"{seed} pairs {copy} {document}")
+        # Paper: some shorter sequences, so that fine-tuning meets no surprise.
+        short = draw.random() < short_seq_prob
+        target = draw.randint(2, max_tokens) if short else max_tokens
+        start, length = i, 0  # the chunk in hand: sentences start..i
+        while i < end:
+            length += bounds[i][1] - bounds[i][0]
+            i += 1
+            if i < end and length < target:
+                continue
+            split = start + (draw.randint(1, i - start - 1) if i - start > 1 else 1)
+            a = bounds[start][0], bounds[split - 1][1]
+            is_random = i - start == 1 or draw.random() < 0.5
+            if is_random:
+                other = draw.randint(0, last_document - 1)
+                other += other >= document  # any document but this one
+                first = last = draw.randint(documents[other], documents[other + 1] - 1)
+                while (bounds[last][1] - bounds[first][0] < target - (a[1] - a[0])
+                       and last + 1 < documents[other + 1]):
+                    last += 1
+                b = bounds[first][0], bounds[last][1]
+                i = split  # what was not used goes back into the next chunk
+            else:
+                b = bounds[split][0], bounds[i - 1][1]
+            pairs.append((*_truncate(*a, *b, max_tokens, draw), int(is_random)))
+            start, length = i, 0
+    return np.array(pairs, dtype=np.int64)
+
+
+def full_sentences(text: Text, max_tokens: int, *, cross_documents: bool = True) -> np.ndarray:
+    """RoBERTa's blocks: full sentences in order, as many as fit (Liu et al. 2019, section 4.2).
+
+    cross_documents: FULL-SENTENCES, which go on into the next document after an extra [SEP];
+    False is DOC-SENTENCES. Returns (N, 5) int64 as `segment_pairs` does, B empty.
+    Departure: a sentence longer than a block is cut into pieces; the paper does not say.
+
+    Documents of three and two sentences, two tokens each, and a [SEP] (token 6) in between:
+    >>> bounds = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
+    >>> text = Text(np.arange(12), bounds, np.array([0, 3, 5]))
+    >>> full_sentences(text, 5).tolist()  # the second holds 4, 5, [SEP], 7, 8
+    [[0, 4, 0, 0, 0], [4, 9, 0, 0, 0], [9, 11, 0, 0, 0]]
+    >>> full_sentences(text, 5, cross_documents=False).tolist()
+    [[0, 4, 0, 0, 0], [4, 6, 0, 0, 0], [7, 11, 0, 0, 0]]
+    """
+    bounds, blocks = text.bounds.tolist(), []
+    documents = text.documents.tolist()
+    block_start = block_end = bounds[0][0]
+    for first, end in zip(documents, documents[1:]):
+        for i in range(first, end):
+            start, stop = bounds[i]
+            new_document = i == first and not cross_documents
+            if new_document or stop - block_start > max_tokens:
+                blocks.append((block_start, block_end))
+                block_start = start
+            while stop - block_start > max_tokens:
+                blocks.append((block_start, block_start + max_tokens))
+                block_start += max_tokens
+            block_end = stop
+    blocks.append((block_start, block_end))
+    spans = np.zeros((len(blocks), 5), dtype=np.int64)
+    spans[:, :2] = blocks
+    return spans[spans[:, 1] > spans[:, 0]]
+
+
+def make_sequences(text: Text, input_format: str, seq_length: int, *, seed: int, copy: int,
+                   short_seq_prob: float) -> np.ndarray:
+    """The sequences of one pass over the text, (N, 5): see `segment_pairs`."""
+    if input_format == "segment-pair":  # [CLS] A [SEP] B [SEP]
+        return segment_pairs(text, seq_length - 3, seed=seed, copy=copy,
+                             short_seq_prob=short_seq_prob)
+    return full_sentences(text, seq_length - 2,  # [CLS] A [SEP]
+                          cross_documents=input_format == "full-sentences")
+
+
+def assemble(tokens: Tensor, spans: Tensor, index: Tensor, epoch: int, seq_length: int,
+             special: Specials) -> Batch:
+    """Sequences `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, padded to seq_length.
+
+    tokens: (T,) integer. spans: (B, 5) int64. index: (B,) int64. Returns a Batch.
+
+    >>> spans = torch.tensor([[0, 2, 4, 5, 1], [1, 4, 0, 0, 0]])
+    >>> batch = assemble(torch.tensor([11, 12, 13, 14, 15]), spans, torch.tensor([0, 1]), 0, 7,
+    ...                  Specials(pad=0, unk=1, cls=2, sep=3, mask=4))
+    >>> batch.input_ids.tolist()
+    [[2, 11, 12, 3, 15, 3, 0], [2, 12, 13, 14, 3, 0, 0]]
+    >>> batch.token_type_ids.tolist()
+    [[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0]]
+    """
+    a_start, a_end, b_start, b_end, is_random = spans[:, :, None].unbind(1)  # (B, 1) each
+    a, b = a_end - a_start, b_end - b_start  # lengths
+    p = torch.arange(seq_length, device=tokens.device)  # (S,)
+    length = torch.where(b > 0, a + b + 3, a + 2)
+    in_a, in_b = (p >= 1) & (p <= a), (p >= a + 2) & (p < a + 2 + b)
+    source = torch.where(in_a, a_start + p - 1, torch.where(in_b, b_start + p - a - 2, 0))
+    ids = torch.where(in_a | in_b, tokens[source].long(), special.sep)
+    ids = torch.where(p == 0, special.cls, torch.where(p < length, ids, special.pad))
+    return Batch(ids, (p < length).long(), ((p >= a + 2) & (p < length)).long(), is_random[:, 0],
+                 index, epoch)
+
+
+class Batches:
+    """Batches without end, epoch after epoch; `position` is all there is to save for a resume."""
+
+    def __init__(self, text: Text, run: RunConfig, special: Specials, device: str,
+                 copy: Callable[[int], int]):
+        """copy: from the epoch to the duplicate of the text that it shows: the masker's rule, so
+        that static masks lie on static pairs, as in BERT's `dupe_factor`."""
+        self.text, self.run, self.special, self.copy = text, run, special, copy
+        self.device, self.tokens = device, torch.from_numpy(text.tokens.astype(np.int32)).to(device)
+        self.position = (0, 0)  # epoch, batches of it that are done
+        self._start(0)
+
+    def __next__(self) -> Batch:
+        epoch, done = self.position
+        B = self.run.batch_size
+        if self.ready != epoch:
+            self._start(epoch)
+        # A last, smaller batch is left out: the order is another one in each epoch.
+        rows = self.order[done * B:(done + 1) * B]
+        last = (done + 2) * B > len(self.order)
+        self.position = (epoch + 1, 0) if last else (epoch, done + 1)
+        return assemble(self.tokens, self.spans[rows], rows, epoch, self.run.seq_length,
+                        self.special)
+
+    def _start(self, epoch: int) -> None:
+        run = self.run
+        spans = make_sequences(self.text, run.input_format, run.seq_length, seed=run.seed,
+                               copy=self.copy(epoch), short_seq_prob=run.short_seq_prob)
+        if len(spans) < run.batch_size:
+            raise UserError(f"the text gives {len(spans)} sequences, fewer than one batch of "
+                            f"{run.batch_size}; use more text or a smaller --batch-size")
+        self.spans = torch.from_numpy(spans).to(self.device)
+        number = torch.arange(len(spans), device=self.device)
+        self.order = hash_bits(run.seed, "order", epoch, number).argsort(stable=True)
+        self.ready = epoch
+
+
+def _truncate(a_start: int, a_end: int, b_start: int, b_end: int, max_tokens: int,
+              draw: random.Random) -> tuple[int, int, int, int]:
+    """Shorten the longer side, token by token from a random end, until both fit."""
+    while (a_end - a_start) + (b_end - b_start) > max_tokens:
+        front = draw.random() < 0.5
+        if a_end - a_start > b_end - b_start:
+            a_start, a_end = a_start + front, a_end - (not front)
+        else:
+            b_start, b_end = b_start + front, b_end - (not front)
+    return a_start, a_end, b_start, b_end

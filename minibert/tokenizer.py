@@ -1,0 +1,92 @@
+"""WordPiece (BERT) or byte-level BPE (RoBERTa), trained with the `tokenizers` library."""
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+import torch
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
+
+from minibert.errors import UserError
+
+# The five special tokens: BERT's names, and RoBERTa's in the same roles.
+WORDPIECE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BYTE_BPE = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+
+
+class Specials(NamedTuple):
+    """The ids of the special tokens."""
+    pad: int
+    unk: int
+    cls: int
+    sep: int
+    mask: int
+
+
+def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
+    """Learn a vocabulary from text.
+
+    texts: sentences or paragraphs. kind: "wordpiece", lower-cased as in bert-base-uncased, or
+    "bpe". Returns a tokenizer of exactly vocab_size entries. Raises UserError when the text does
+    not support that many.
+    """
+    if kind == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(WORDPIECE),
+                                            show_progress=False)
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(BYTE_BPE),
+                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                      show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    size = tokenizer.get_vocab_size()
+    if size > vocab_size:
+        raise UserError(f"--vocab-size {vocab_size} has no room for the {size} characters and "
+                        f"special tokens of this text; use --vocab-size {size} or more")
+    if size < vocab_size:
+        raise UserError(f"the text supports a vocabulary of {size} entries only; "
+                        f"use --vocab-size {size} or less, or more text")
+    separators = "$A [SEP] $B:1 [SEP]:1" if kind == "wordpiece" else "$A </s> </s> $B </s>"
+    first, last = ("[CLS]", "[SEP]") if kind == "wordpiece" else ("<s>", "</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}", pair=f"{first} {separators}",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in (first, last)])
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read a `tokenizer.json`. Raises UserError when it is missing or none."""
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; name the folder of a finished run") from None
+    except Exception as error:  # the library raises no narrower class
+        raise UserError(f"{path} is no tokenizer ({error}); copy it again") from None
+
+
+def specials(tokenizer: Tokenizer) -> Specials:
+    """The special tokens' ids, under BERT's names or RoBERTa's. Raises UserError if one lacks."""
+    for names in (WORDPIECE, BYTE_BPE):
+        ids = [tokenizer.token_to_id(name) for name in names]
+        if None not in ids:
+            return Specials(*ids)
+    raise UserError("the tokenizer lacks one of the special tokens "
+                    f"{' '.join(WORDPIECE)} (or {' '.join(BYTE_BPE)}); use another tokenizer")
+
+
+def continuations(tokenizer: Tokenizer) -> torch.Tensor:
+    """Which tokens continue a word, (V,) bool: WordPiece marks them with ##, byte-level BPE marks
+    the others, those that start one, with Ġ (a space)."""
+    wordpiece = isinstance(tokenizer.model, tokenizers.models.WordPiece)
+    result = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.bool)
+    for token, id in tokenizer.get_vocab().items():
+        result[id] = token.startswith("##") if wordpiece else not token.startswith("Ġ")
+    result[list(specials(tokenizer))] = False
+    return result
