@@ -1,0 +1,32 @@
+"""python -m minibert prepare | info | table: what is not a recipe."""
+import argparse
+
+from minibert.config import BUDGETS, ModelConfig, pick_preset
+from minibert.errors import run_cli
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m minibert", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    prepare = commands.add_parser("prepare", help="make a corpus ready, so that runs find it so")
+    prepare.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
+    prepare.add_argument("--tokenizer", default="wordpiece", choices=("wordpiece", "bpe"))
+    prepare.add_argument("--preset", default="auto", choices=("auto", *BUDGETS),
+                         help="whose vocabulary size is to be used [auto]")
+    info = commands.add_parser("info", help="what a run is")
+    info.add_argument("run", help="a run folder")
+    table = commands.add_parser("table", help="finished runs side by side")
+    table.add_argument("runs", nargs="+", help="run folders")
+    args = parser.parse_args()
+
+    if args.command == "prepare":
+        from minibert.corpus import describe
+        vocab_size = ModelConfig.preset(pick_preset(args.preset)).vocab_size
+        print(describe(args.corpus, args.tokenizer, vocab_size))
+    else:
+        from minibert import report
+        print(report.info(args.run) if args.command == "info" else report.family_table(args.runs))
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,80 @@
+"""What runs are and how they compare, as text: `python -m minibert info | table`."""
+import json
+from pathlib import Path
+from typing import Any
+
+from minibert.errors import UserError
+
+# (heading, how to get it from a run's metrics, how to write it)
+COLUMNS = (
+    ("parameters", lambda m: m["parameters"], "{:,}"),
+    ("layers", lambda m: m["layers"], "{}"),
+    ("steps", lambda m: m["steps"], "{:,}"),
+    ("tokens", lambda m: m["tokens"], "{:,}"),
+    ("MLM loss", lambda m: m["full-sentences"]["mlm_loss"], "{:.3f}"),
+    ("below unigram", lambda m: m["full-sentences"]["unigram_entropy"]
+     - m["full-sentences"]["mlm_loss"], "{:.3f}"),
+    ("accuracy", lambda m: m["full-sentences"]["accuracy"], "{:.1%}"),
+    ("loss in pairs", lambda m: m["segment-pair"]["mlm_loss"], "{:.3f}"),
+    ("seconds", lambda m: m["seconds"], "{:.0f}"),
+)
+
+
+def family_table(folders: list[str]) -> str:
+    """Finished runs as a Markdown table, one a line.
+
+    Raises UserError when a run is not finished or was evaluated on another set than the first.
+    """
+    rows = [["run", *(heading for heading, _, _ in COLUMNS)]]
+    first: dict[str, Any] = {}
+    for folder in folders:
+        metrics = _read(Path(folder) / "metrics.json", "is not finished; run its script again")
+        found = metrics["full-sentences"]
+        first = first or found
+        if found["hash"] != first["hash"]:
+            raise UserError(f"{folder} was evaluated on another set ({found['hash']}) than "
+                            f"{folders[0]} ({first['hash']}); compare runs on one corpus, "
+                            "tokenizer and sequence length")
+        rows.append([Path(folder).name, *(form.format(get(metrics)) for _, get, form in COLUMNS)])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join([row[0].ljust(widths[0])]
+                               + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])])
+             + " |" for row in rows]
+    rule = "|" + "|".join(["-" * (widths[0] + 2)] + ["-" * (w + 1) + ":" for w in widths[1:]]) + "|"
+    note = (f"Loss in nats per hidden token, on the same {first['targets']:,} targets "
+            f"(set {first['hash']}) of documents that no run trained on. The unigram entropy of "
+            f"those targets, which nothing without context beats, is "
+            f"{first['unigram_entropy']:.3f}.")
+    return "\n".join([lines[0], rule, *lines[1:], "", note])
+
+
+def info(folder: str) -> str:
+    """A run's settings, model, machine and, as far as it has come, its results."""
+    out = Path(folder)
+    about = _read(out / "run.json", "is missing; name a run folder")
+    lines = []
+    for group, values in about.items():
+        if isinstance(values, dict):
+            lines.append(f"{group}:")
+            lines += [f"  {name}: {value}" for name, value in values.items()]
+        else:
+            lines.append(f"{group}: {values}")
+    if (out / "metrics.json").exists():
+        lines += ["", family_table([folder])]
+    else:
+        log = out / "log.jsonl"
+        done = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()
+                if line.endswith("}")] if log.exists() else []
+        step = done[-1]["step"] if done else 0
+        lines += ["", f"not finished: step {step} of {about['settings']['steps']}; run the same "
+                      "command again to go on"]
+    return "\n".join(lines)
+
+
+def _read(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} {otherwise}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is broken ({error}); delete its folder and run again") from None

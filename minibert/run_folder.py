@@ -1,0 +1,87 @@
+"""The run folder: settings in run.json, and files that are whole or not there at all."""
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+
+from minibert.config import RunConfig
+from minibert.errors import UserError
+
+NOT_COMPARED = ("out", "device")  # settings in which a run may differ from when it was started
+
+
+def finished(run: RunConfig) -> bool:
+    """Whether the run folder holds this very run, done. Says so if it does."""
+    done = (Path(run.out) / "metrics.json").exists()
+    if done:
+        _compare(run)
+        print(f"{run.out}: finished before; nothing to do", flush=True)
+    return done
+
+
+def open_run(run: RunConfig, about: dict[str, Any]) -> None:
+    """Make the run folder with its run.json, or check that the one there is of the same run."""
+    out = Path(run.out)
+    if (out / "run.json").exists():
+        _compare(run, about)
+    else:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} is there and is no run folder; name another with --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "run.json", {"settings": dataclasses.asdict(run), **about, **machine()})
+
+
+def _compare(run: RunConfig, about: dict[str, Any] = {}) -> None:
+    path = Path(run.out) / "run.json"
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete the folder to start anew") \
+            from None
+    here = json.loads(json.dumps({"settings": dataclasses.asdict(run), **about}))
+    for group, values in here.items():
+        for name, value in (values if isinstance(values, dict) else {"": values}).items():
+            before = there[group].get(name) if isinstance(values, dict) else there.get(group)
+            if name not in NOT_COMPARED and before != value:
+                raise UserError(f"{run.out} holds a run with {name or group} {before!r}, not "
+                                f"{value!r}; give it the same settings or another --out")
+
+
+def machine() -> dict[str, Any]:
+    """What a result depends on besides its settings: versions, machine and commit."""
+    root = Path(__file__).resolve().parent
+    commit = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=root, capture_output=True, text=True)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"versions": {"python": platform.python_version(), "torch": torch.__version__,
+                         "tokenizers": tokenizers.__version__},
+            "machine": {"system": platform.platform(), "processor": platform.machine(),
+                        "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
+            "commit": commit.stdout.strip() or None}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place only when it is whole and on disk."""
+    aside = path.with_name(path.name + ".part")
+    try:
+        yield aside
+        with open(aside, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(aside, path)
+    except RuntimeError as error:  # torch's writer hides what the file system said
+        raise error.__context__ if isinstance(error.__context__, OSError) else error
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,298 @@
+"""What the three recipes share: optimizer, schedule, evaluation, log, checkpoint and resume.
+
+A script builds a `Training` and iterates over it: one Batch for each update of the weights. It
+calls `backward` for each part of the update and `update` at its end; the rest happens in here.
+"""
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minibert.config import RunConfig, pick_device
+from minibert.data import Batch, Batches, Text, assemble, make_sequences
+from minibert.errors import UserError
+from minibert.hub import save_pretrained
+from minibert.losses import mlm_loss
+from minibert.masking import IGNORE, hash_bits, mask_tokens
+from minibert.model import MaskedLM
+from minibert.run_folder import open_run, write_json, written_aside
+from minibert.tokenizer import continuations, specials
+
+EVAL_FORMATS = ("full-sentences", "segment-pair")
+
+
+def mask_settings(run: RunConfig, tokenizer: tokenizers.Tokenizer, device: str) -> dict[str, Any]:
+    """The arguments of `mask_tokens` that stay the same for a whole run."""
+    special = specials(tokenizer)
+    return dict(seed=run.seed, vocab_size=tokenizer.get_vocab_size(), mask_id=special.mask,
+                special_ids=tuple(special), pad_id=special.pad, rate=run.mask_rate,
+                continues=continuations(tokenizer).to(device) if run.whole_word_masking else None)
+
+
+def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Every parameter once: decayed, or not where it is a bias or belongs to a LayerNorm.
+
+    By the module's type, since names vary. Paper: google-research/bert, optimization.py; the
+    embeddings are decayed there, too.
+    """
+    norms = {id(parameter) for module in model.modules() if isinstance(module, nn.LayerNorm)
+             for parameter in module.parameters()}
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        spared = id(parameter) in norms or name.endswith("bias")
+        (kept if spared else decayed).append(parameter)
+    return [dict(params=decayed, weight_decay=weight_decay), dict(params=kept, weight_decay=0.0)]
+
+
+def learning_rate(step: int, run: RunConfig) -> float:
+    """Linear from 0 at step 0 to the peak at the end of the warm-up, and linear to 0 at the end.
+
+    Departure: google-research/bert decays from step 0, so that its rate drops when warm-up ends.
+    """
+    warmup = max(1, round(run.warmup * run.steps))
+    if step < warmup:
+        return run.learning_rate * step / warmup
+    return run.learning_rate * (run.steps - step) / (run.steps - warmup)
+
+
+def parts(count: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rows of an update cut into `count` parts, for gradient accumulation."""
+    return zip(*(tensor.chunk(count) for tensor in tensors))
+
+
+class Training:
+    """One run in its folder, from its first step or from its checkpoint on."""
+
+    def __init__(self, run: RunConfig, model: MaskedLM, tokenizer: tokenizers.Tokenizer,
+                 text: Text, held_out: Text, masker: Any, about: dict[str, Any]):
+        """about: what identifies the run besides its settings; written to run.json."""
+        self.run, self.out, self.tokenizer = run, Path(run.out), tokenizer
+        self.device = pick_device(run.device)
+        if run.seq_length > model.config.max_length:
+            raise UserError(f"--seq-length {run.seq_length} is more than the model's "
+                            f"{model.config.max_length} positions; use less, or "
+                            f"--max-position-embeddings {run.seq_length}")
+        self.model = model.to(self.device).train()
+        self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
+        self.window: list[dict[str, Tensor]] = []  # the steps since the last line of the log
+        self.terms: dict[str, Tensor] = {}  # the losses of the update in hand
+        self.batches = Batches(text, run, specials(tokenizer), self.device, masker.copy)
+        self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
+                          for kind in EVAL_FORMATS}
+        # Departure: torch's AdamW corrects the bias of Adam's first steps; BERT's own does not.
+        self.optimizer = torch.optim.AdamW(
+            optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
+            eps=1e-6, fused=True)
+        open_run(run, {"model": dataclasses.asdict(model.config), **about})
+        self._resume()
+        self.interrupted = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda received, _: setattr(self, "interrupted", received))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One batch for each update that is left."""
+        first, start = self.step, time.monotonic() - self.seconds
+        plain = not sys.stderr.isatty() or bool(os.environ.get("MINIBERT_PLAIN"))
+        with tqdm(total=self.run.steps, initial=first, desc=self.out.name, disable=plain,
+                  unit="step") as self.bar:
+            while self.step < self.run.steps:
+                # Dropout takes no generator, so torch's own starts anew from each step's key.
+                torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step))
+                yield next(self.batches)
+                self.seconds = time.monotonic() - start
+                self._after_step()
+
+    def show_examples(self, inputs: Tensor, positions: Tensor, labels: Tensor) -> None:
+        """Print the first three sequences of a new run, with what the hidden tokens were."""
+        if self.step:
+            return
+        for ids, where, words in zip(inputs[:3].tolist(), positions.tolist(), labels.tolist()):
+            tokens = [self.tokenizer.id_to_token(id) for id in ids]
+            for position, word in zip(where, words):
+                if word != IGNORE:
+                    tokens[position] += f"<{self.tokenizer.id_to_token(word)}>"
+            pad = self.tokenizer.id_to_token(self.model.config.pad_token_id)
+            tqdm.write("example: " + " ".join(token for token in tokens if token != pad))
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 for the forward pass on CUDA, where it is fast; elsewhere it can be far slower."""
+        if self.device == "cuda":
+            return torch.autocast("cuda", torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor, **terms: Tensor) -> None:
+        """Add the gradient of one part of the update; the terms are logged by their names."""
+        loss.backward()
+        for name, term in {"loss": loss, **terms}.items():
+            self.terms[name] = self.terms.get(name, 0) + term.detach()
+
+    def update(self, batch: Batch, predictions: Tensor) -> None:
+        """Move the weights by the gradient in hand; predictions: how many targets it holds."""
+        limit = self.run.max_grad_norm or math.inf
+        self.terms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.terms |= {"tokens": batch.attention_mask.sum(), "targets": predictions}
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.run)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.window.append(self.terms)
+        self.terms = {}
+
+    def finish(self) -> None:
+        """Evaluate on both fixed sets, write the Hugging Face folder and metrics.json."""
+        config = self.model.config
+        metrics = {kind: evaluate(self.model, found) for kind, found in self.eval_sets.items()}
+        save_pretrained(self.model, self.tokenizer, self.out)
+        metrics |= {"parameters": sum(p.numel() for p in self.model.parameters()),
+                    "layers": config.num_hidden_layers, "steps": self.step, "tokens": self.tokens,
+                    "targets": self.targets, "seconds": round(self.seconds, 1)}
+        write_json(self.out / "metrics.json", metrics)  # the last file: it marks a finished run
+        (self.out / "checkpoint.pt").unlink(missing_ok=True)
+        result = metrics["full-sentences"]
+        print(f"{self.out}: finished {self.step} steps in {self.seconds:.0f} s; held-out MLM loss "
+              f"{result['mlm_loss']:.3f} (unigram {result['unigram_entropy']:.3f}), "
+              f"accuracy {result['accuracy']:.3f}", flush=True)
+
+    def _after_step(self) -> None:
+        self.step += 1
+        self.bar.update()
+        if self.step % self.run.log_every == 0 or self.step == self.run.steps:
+            self._log_window()
+        if self.step % self.run.eval_every == 0:
+            result = evaluate(self.model, self.eval_sets["full-sentences"])
+            self._log({"step": self.step, "eval": result})
+            if self.bar.disable:
+                left = self.seconds / self.step * (self.run.steps - self.step) / 60
+                print(f"{self.out}: step {self.step}/{self.run.steps}, held-out MLM loss "
+                      f"{result['mlm_loss']:.3f}, {self.tokens / self.seconds:.0f} tokens/s, "
+                      f"{left:.1f} min left", flush=True)
+        if self.step % self.run.checkpoint_every == 0 or self.interrupted:
+            self._save_checkpoint()
+        if self.interrupted:
+            self.bar.close()
+            print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
+                  "the same command again to go on", file=sys.stderr)
+            sys.exit(128 + self.interrupted)
+
+    def _log_window(self) -> None:
+        """Average the steps since the last line into one; here alone the device is waited for."""
+        self._check_finite()
+        values = {name: torch.stack([terms[name] for terms in self.window]).double().tolist()
+                  for name in self.window[0]}
+        self.tokens += int(sum(values.pop("tokens")))
+        self.targets += int(sum(values.pop("targets")))
+        means = {name: sum(value) / len(value) for name, value in values.items()}
+        self._log({"step": self.step, "epoch": self.batches.position[0], **means,
+                   "learning_rate": learning_rate(self.step - 1, self.run), "tokens": self.tokens,
+                   "targets": self.targets, "seconds": round(self.seconds, 2)})
+        self.bar.set_postfix(loss=f"{means['loss']:.3f}",
+                             tokens_per_s=f"{self.tokens / self.seconds:.0f}")
+        self.window = []
+
+    def _check_finite(self) -> None:
+        """Raise UserError at a loss that is no number, before any checkpoint can hold it."""
+        for step, terms in enumerate(self.window, self.step - len(self.window) + 1):
+            if not torch.isfinite(terms["loss"]):
+                raise UserError(f"the loss of step {step} is {terms['loss'].item()}; {self.out} "
+                                "keeps its last good checkpoint: start anew, in another folder, "
+                                "with a lower --learning-rate")
+
+    def _log(self, line: dict[str, Any]) -> None:
+        with open(self.out / "log.jsonl", "a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def _save_checkpoint(self) -> None:
+        self._check_finite()
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                 "step": self.step, "position": self.batches.position, "tokens": self.tokens,
+                 "targets": self.targets, "seconds": self.seconds, "window": self.window}
+        with written_aside(self.out / "checkpoint.pt") as aside, open(aside, "wb") as file:
+            torch.save(state, file)
+
+    def _resume(self) -> None:
+        path, lines = self.out / "checkpoint.pt", []
+        if path.exists():
+            try:
+                state = torch.load(path, map_location=self.device, weights_only=True)
+            except Exception as error:  # torch names many kinds of broken files
+                raise UserError(f"{path} cannot be read ({error}); delete it to start anew") \
+                    from None
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.batches.position = tuple(state["position"])
+            for name in ("step", "tokens", "targets", "seconds", "window"):
+                setattr(self, name, state[name])
+            print(f"{self.out}: goes on at step {self.step} of {self.run.steps}", flush=True)
+            lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        # What was logged after the checkpoint will be logged again.
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
+        (self.out / "log.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def evaluation_set(held_out: Text, input_format: str, run: RunConfig,
+                   tokenizer: tokenizers.Tokenizer, device: str) -> tuple[Batch, Tensor, Tensor]:
+    """The fixed, masked held-out sequences: the same for every run on a corpus, whatever its seed.
+
+    Returns the batch with hidden tokens, positions (N, M) and labels (N, M), with as many
+    sequences as hold run.eval_targets targets, or all there are.
+    """
+    special = specials(tokenizer)
+    spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, copy=0,
+                                            short_seq_prob=0.0))
+    order = hash_bits("evaluation", torch.arange(len(spans))).argsort()
+    batch = assemble(torch.from_numpy(held_out.tokens.astype("int32")), spans[order], order, 0,
+                     run.seq_length, special)
+    inputs, positions, labels = mask_tokens(
+        batch.input_ids, order, seed=0, epoch=0, vocab_size=tokenizer.get_vocab_size(),
+        mask_id=special.mask, special_ids=tuple(special), pad_id=special.pad)
+    enough = int(((labels != IGNORE).sum(1).cumsum(0) < run.eval_targets).sum()) + 1
+    rows = [tensor[:enough].to(device) for tensor in (inputs, *batch[1:5])]
+    return Batch(*rows, 0), positions[:enough].to(device), labels[:enough].to(device)
+
+
+@torch.no_grad()
+def evaluate(model: MaskedLM, found: tuple[Batch, Tensor, Tensor], size: int = 256) -> dict:
+    """Loss in nats per target and accuracy on a fixed set, beside what no context can beat.
+
+    unigram_entropy is the entropy of the targets themselves: the lowest loss of any predictor
+    that looks at no context. For a model with an NSP head also its accuracy, and the accuracy of
+    always giving the more frequent answer.
+    """
+    batch, positions, labels = found
+    was_training = model.training
+    model.eval()
+    loss, right, nsp_right = 0.0, 0, 0
+    for rows in torch.arange(len(labels), device=labels.device).split(size):
+        output = model(batch.input_ids[rows], attention_mask=batch.attention_mask[rows],
+                       token_type_ids=batch.token_type_ids[rows], positions=positions[rows])
+        loss += mlm_loss(output.mlm_logits, labels[rows], count=1).item()
+        right += (output.mlm_logits.argmax(-1) == labels[rows]).sum().item()
+        if output.nsp_logits is not None:
+            guess = output.nsp_logits.argmax(-1)
+            nsp_right += (guess == batch.is_random_next[rows]).sum().item()
+    model.train(was_training)
+    targets = labels[labels != IGNORE].cpu()
+    share = targets.bincount().double() / len(targets)
+    digest = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes()
+                                     for tensor in (batch.input_ids, positions, labels)))
+    result = {"mlm_loss": loss / len(targets), "accuracy": right / len(targets),
+              "targets": len(targets), "unigram_entropy": -torch.special.xlogy(share, share).sum()
+              .item(), "hash": digest.hexdigest()[:16]}
+    if model.config.next_sentence and batch.is_random_next.any():
+        random_share = batch.is_random_next.double().mean().item()
+        result |= {"nsp_accuracy": nsp_right / len(labels),
+                   "nsp_majority": max(random_share, 1 - random_share)}
+    return result

@@ -1,0 +1,50 @@
+"""BERT: segment pairs, static masks, hidden words and the next sentence (Devlin et al. 2018)."""
+from minibert.config import ModelConfig, parse_flags
+from minibert.corpus import prepare
+from minibert.errors import run_cli
+from minibert.losses import mlm_loss, nsp_loss
+from minibert.masking import IGNORE, DynamicMasker, StaticMasker
+from minibert.model import MaskedLM
+from minibert.run_folder import finished
+from minibert.tokenizer import specials
+from minibert.training import Training, mask_settings, parts
+
+# Paper: section 3.1 and appendix A.2.
+RECIPE = dict(input_format="segment-pair", nsp=True, masking="static", static_masks=10,
+              adam_beta2=0.999, weight_decay=0.01, max_grad_norm=1.0)
+STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
+
+
+def main():
+    run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
+    if finished(run):
+        return
+    tokenizer, text, held_out, corpus = prepare(run.corpus, run.tokenizer, shape["vocab_size"])
+    pad = specials(tokenizer).pad
+    shape |= dict(model_type="bert", next_sentence=run.nsp, type_vocab_size=2)
+    config = ModelConfig(**shape, pad_token_id=pad)
+    model = MaskedLM(config, run.seed)
+    masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
+    training = Training(run, model, tokenizer, text, held_out, masker, {"corpus": corpus})
+    settings = mask_settings(run, tokenizer, training.device)
+
+    for batch in training:
+        inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
+                                           **settings)
+        training.show_examples(inputs, positions, labels)
+        predictions = (labels != IGNORE).sum()
+        for ids, mask, types, where, words, is_random in parts(
+                run.accumulation, inputs, batch.attention_mask, batch.token_type_ids, positions,
+                labels, batch.is_random_next):
+            with training.autocast():
+                output = model(ids, attention_mask=mask, token_type_ids=types, positions=where)
+                losses = {"mlm": mlm_loss(output.mlm_logits, words, predictions)}
+                if run.nsp:
+                    losses["nsp"] = nsp_loss(output.nsp_logits, is_random, run.batch_size)
+            training.backward(sum(losses.values()), **losses)
+        training.update(batch, predictions)
+    training.finish()
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,56 @@
+"""RoBERTa: full sentences, dynamic masks, hidden words only (Liu et al. 2019)."""
+from minibert.config import ModelConfig, parse_flags
+from minibert.corpus import prepare
+from minibert.errors import run_cli
+from minibert.losses import mlm_loss, nsp_loss
+from minibert.masking import IGNORE, DynamicMasker, StaticMasker
+from minibert.model import MaskedLM
+from minibert.run_folder import finished
+from minibert.tokenizer import specials
+from minibert.training import Training, mask_settings, parts
+
+# Paper: sections 3.1 and 4, and table 9: Adam's beta 2 is 0.98, and gradients are not clipped.
+RECIPE = dict(input_format="full-sentences", nsp=False, masking="dynamic",
+              adam_beta2=0.98, weight_decay=0.01, max_grad_norm=0.0)
+STEPS = {"tiny": 3000, "small": 20_000, "base": 500_000}
+
+
+def main():
+    run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
+    if finished(run):
+        return
+    tokenizer, text, held_out, corpus = prepare(run.corpus, run.tokenizer, shape["vocab_size"])
+    pad = specials(tokenizer).pad
+    if run.nsp:  # pairs and their head are BERT's architecture
+        shape |= dict(model_type="bert", next_sentence=True, type_vocab_size=2)
+    else:
+        # One token type is none: a constant row, kept as Hugging Face's RoBERTa has it. And its
+        # positions count from pad + 1, so its table has as many rows more.
+        shape |= dict(model_type="roberta", next_sentence=False, type_vocab_size=1,
+                      max_position_embeddings=shape["max_position_embeddings"] + pad + 1)
+    config = ModelConfig(**shape, pad_token_id=pad)
+    model = MaskedLM(config, run.seed)
+    masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
+    training = Training(run, model, tokenizer, text, held_out, masker, {"corpus": corpus})
+    settings = mask_settings(run, tokenizer, training.device)
+
+    for batch in training:
+        inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
+                                           **settings)
+        training.show_examples(inputs, positions, labels)
+        predictions = (labels != IGNORE).sum()
+        for ids, mask, types, where, words, is_random in parts(
+                run.accumulation, inputs, batch.attention_mask, batch.token_type_ids, positions,
+                labels, batch.is_random_next):
+            with training.autocast():
+                output = model(ids, attention_mask=mask, token_type_ids=types, positions=where)
+                losses = {"mlm": mlm_loss(output.mlm_logits, words, predictions)}
+                if run.nsp:
+                    losses["nsp"] = nsp_loss(output.nsp_logits, is_random, run.batch_size)
+            training.backward(sum(losses.values()), **losses)
+        training.update(batch, predictions)
+    training.finish()
+
+
+if __name__ == "__main__":
+    run_cli(main)
