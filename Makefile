@@ -1,0 +1,72 @@
+# make all: BERT, RoBERTa, DistilBERT and DistilRoBERTa from scratch, side by side in a table.
+# Every target goes on where it was stopped and does not repeat what is done.
+#
+#   make all CORPUS=my.txt        the same on a text of your own (.txt, .gz, .xz or a folder)
+#   make all PY=python3           without a virtual environment, on a machine that has torch
+#   make all FLAGS="--seed 1" RUNS=runs/seed1      with any flag that the scripts share
+
+PYTHON ?= python3
+PY     ?= .venv/bin/python
+CORPUS ?= pydocs
+PRESET ?= auto
+RUNS   ?= runs/$(firstword $(subst ., ,$(notdir $(CORPUS:/=))))
+FLAGS  ?=
+# On a CPU, runs of one thread side by side do more than one run of many, and a run of one thread
+# gives the same numbers whatever the machine has. A GPU takes one run after another.
+JOBS   ?= $(if $(shell command -v nvidia-smi),1,$(shell getconf _NPROCESSORS_ONLN))
+export OMP_NUM_THREADS = 1
+export PYTHONPATH := $(CURDIR)
+ifneq ($(JOBS),1)
+export MINIBERT_PLAIN = 1  # lines instead of progress bars, which would overwrite each other
+endif
+
+RECIPE   = --corpus $(CORPUS) --preset $(PRESET) $(FLAGS)
+UNTAUGHT = --init random --alpha-kl 0 --alpha-cos 0
+STUDENTS = distilbert distilbert-untaught distilroberta distilroberta-untaught
+MODELS   = bert roberta $(STUDENTS)
+
+.PHONY: all models setup data $(MODELS) test smoke clean
+
+all: setup
+	@$(MAKE) --no-print-directory data
+	@$(MAKE) --no-print-directory -j$(JOBS) models
+	@$(PY) -m minibert table $(addprefix $(RUNS)/,$(MODELS))
+
+models: $(MODELS)
+
+setup: $(if $(filter .venv/bin/python,$(PY)),.venv/ready)
+
+.venv/ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed; make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch .venv/ready
+
+data: setup
+	@$(PY) -m minibert prepare --corpus $(CORPUS) --preset $(PRESET)
+
+bert roberta: setup
+	@$(PY) train_$@.py $(RECIPE) --out $(RUNS)/$@ $(MODEL)
+
+distilbert: bert
+	@$(PY) distill.py --teacher $(RUNS)/bert $(RECIPE) --out $(RUNS)/$@
+
+distilroberta: roberta
+	@$(PY) distill.py --teacher $(RUNS)/roberta $(RECIPE) --out $(RUNS)/$@
+
+distilbert-untaught: bert
+	@$(PY) distill.py --teacher $(RUNS)/bert $(UNTAUGHT) $(RECIPE) --out $(RUNS)/$@
+
+distilroberta-untaught: roberta
+	@$(PY) distill.py --teacher $(RUNS)/roberta $(UNTAUGHT) $(RECIPE) --out $(RUNS)/$@
+
+test: setup
+	$(PY) -m pytest
+
+# Everything `make all` does, at a toy budget: whether it works, not how well.
+smoke:
+	@$(MAKE) --no-print-directory all RUNS=runs/smoke PRESET=tiny \
+		FLAGS="--steps 40 --log-every 10 --eval-every 20 --checkpoint-every 20 --eval-targets 4000"
+
+clean:
+	rm -rf runs data/prepared

@@ -1,0 +1,75 @@
+"""What several test files share: a toy text, and the scripts run in this process or in another."""
+import importlib
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)  # bit for bit, and the same sums on every machine
+
+# The smallest model that still has every part, and dropout, which a resume must repeat.
+TOY = ["--vocab-size", "70", "--hidden-size", "16", "--num-attention-heads", "2",
+       "--num-hidden-layers", "2", "--intermediate-size", "32", "--hidden-dropout-prob", "0.1"]
+BUDGET = ["--device", "cpu", "--preset", "tiny", "--steps", "12", "--batch-size", "8",
+          "--seq-length", "16", "--eval-targets", "100", "--log-every", "3", "--eval-every", "6",
+          "--checkpoint-every", "4"]
+
+
+@pytest.fixture(scope="session")
+def toy_text(tmp_path_factory):
+    """Forty documents of made-up sentences in which neighbours tell about each other."""
+    words = [first + second for first in "bdgklmnprt" for second in ("a", "e", "i", "o", "u")]
+    draw = random.Random(0)
+    documents = []
+    for _ in range(40):
+        lines = []
+        for _ in range(draw.randint(4, 9)):
+            start = draw.randrange(len(words))
+            step = draw.choice((1, 2, 3))
+            lines.append(" ".join(words[(start + step * i) % len(words)]
+                                  for i in range(draw.randint(4, 9))) + ".")
+        documents.append("\n".join(lines))
+    path = tmp_path_factory.mktemp("text") / "toy.txt"
+    path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prepared_aside(tmp_path_factory):
+    """Prepared corpora of tests go to a folder of their own, in this process and in others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIBERT_PREPARED", str(tmp_path_factory.mktemp("prepared")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture
+def run_script(monkeypatch):
+    """Run a script's main() in this process: run_script("train_bert", "--out", ...)."""
+    def run(name, *flags):
+        monkeypatch.syspath_prepend(str(ROOT))
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
+        importlib.import_module(name).main()
+    return run
+
+
+def start_script(name, *flags):
+    """Start a script as a process of its own, as a user does."""
+    return subprocess.Popen([sys.executable, str(ROOT / f"{name}.py"), *map(str, flags)],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def assert_one_error_line(process, *parts):
+    """The contract of bad input: exit code 2, one line that says what is wrong, no traceback."""
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 2, stderr
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), stderr
+    for part in parts:
+        assert part in lines[0], stderr

@@ -1,0 +1,332 @@
+"""The training loop: schedule, groups, accumulation, evaluation, checkpoint and resume."""
+import dataclasses
+import json
+import math
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import BUDGET, TOY, assert_one_error_line, start_script
+
+import minibert.training as training_module
+from minibert.config import ModelConfig, RunConfig
+from minibert.corpus import prepare
+from minibert.errors import UserError
+from minibert.losses import mlm_loss
+from minibert.masking import IGNORE, mask_tokens
+from minibert.model import MaskedLM
+from minibert.training import (evaluate, evaluation_set, learning_rate, optimizer_groups, parts)
+
+RUN = RunConfig(out="-", steps=100, warmup=0.1, learning_rate=1e-3)
+CONFIG = ModelConfig(vocab_size=120, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                     intermediate_size=32, max_position_embeddings=32)
+
+
+def weights(folder):
+    return torch.load(Path(folder) / "pytorch_model.bin", weights_only=True)
+
+
+def log(folder):
+    """The log without what a clock says."""
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def assert_same_run(first, second):
+    assert log(first) == log(second)
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+# ---- optimizer and schedule
+
+
+def test_trap_23_weight_decay_groups():
+    """Catches LayerNorms picked by name, decayed biases, a tied weight that is in both groups."""
+    model = MaskedLM(CONFIG)
+    decayed, kept = optimizer_groups(model, 0.01)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [names[id(p)] for group in (decayed, kept) for p in group["params"]]
+    assert sorted(found) == sorted(names.values())
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.01, 0.0)
+    kept_names = {names[id(p)] for p in kept["params"]}
+    assert kept_names == {n for n in names.values() if "norm" in n or n.endswith("bias")}
+    assert "encoder.embeddings.word.weight" not in kept_names
+
+
+def test_trap_24_bias_correction_is_the_departure_we_name():
+    """Catches an optimizer that is BERT's own Adam: its first step is 3.16 times torch's."""
+    weight = torch.nn.Parameter(torch.zeros(3))
+    weight.grad = torch.tensor([1.0, -2.0, 0.5])
+    torch.optim.AdamW([weight], lr=0.1, betas=(0.9, 0.999), eps=1e-12, weight_decay=0).step()
+    without_correction = 0.1 * (1 - 0.9) / math.sqrt(1 - 0.999)  # lr * m / sqrt(v), Google's
+    assert without_correction / weight.abs()[0].item() == pytest.approx(math.sqrt(10), rel=1e-3)
+
+
+def test_trap_25_schedule():
+    """Catches a rate that jumps at the end of the warm-up, or does not end at 0."""
+    rates = [learning_rate(step, RUN) for step in range(RUN.steps + 1)]
+    assert rates[0] == 0 and rates[RUN.steps] == 0
+    assert rates[10] == max(rates) == RUN.learning_rate
+    steps_up = [b - a for a, b in zip(rates[:10], rates[1:11])]
+    steps_down = [a - b for a, b in zip(rates[10:], rates[11:])]
+    assert max(steps_up) == pytest.approx(1e-4) and max(steps_down) == pytest.approx(1e-3 / 90)
+
+
+def test_trap_25_rate_moves_once_an_update(toy_text, tmp_path, run_script):
+    """Catches a schedule that moves with every part of an update."""
+    for count in (1, 4):
+        run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--accumulation", count,
+                   "--out", tmp_path / str(count))
+    rates = [[line["learning_rate"] for line in log(tmp_path / count) if "loss" in line]
+             for count in ("1", "4")]
+    assert rates[0] == rates[1]
+
+
+def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
+    """Catches means of means, and gradients left over from an update before."""
+    flags = [*BUDGET, *TOY, "--hidden-dropout-prob", "0", "--corpus", toy_text,
+             "--attention-probs-dropout-prob", "0"]
+    for count in (1, 4):
+        run_script("train_bert", *flags, "--accumulation", count, "--out", tmp_path / str(count))
+    one, four = log(tmp_path / "1"), log(tmp_path / "4")
+    for a, b in zip(one, four):
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], abs=2e-4)
+            assert a["targets"] == b["targets"] and a["tokens"] == b["tokens"]
+    pairs = zip(weights(tmp_path / "1").values(), weights(tmp_path / "4").values())
+    assert all(torch.allclose(a, b, atol=2e-3) for a, b in pairs)
+
+
+def test_parts_cover_the_update():
+    """Catches a part that is lost, doubled or misaligned with its labels."""
+    rows, labels = torch.arange(8).view(8, 1), torch.arange(8)
+    cut = list(parts(4, rows, labels))
+    assert len(cut) == 4
+    assert all(torch.equal(a[:, 0], b) for a, b in cut)
+    assert torch.equal(torch.cat([b for _, b in cut]), labels)
+
+
+def test_trap_35_overfits_one_batch():
+    """Catches anything that keeps the model from learning: masks, heads, gradients, schedule."""
+    torch.manual_seed(0)
+    ids = torch.randint(5, 120, (8, 16))
+    ids[:, 0], ids[:, -1] = 2, 3
+    inputs, positions, labels = mask_tokens(ids, torch.arange(8), seed=0, epoch=0, vocab_size=120,
+                                            mask_id=4, special_ids=range(5))
+    config = dataclasses.replace(CONFIG, hidden_size=32, initializer_range=0.1,
+                                 hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = MaskedLM(config)
+    run = RunConfig(out="-", steps=200, learning_rate=5e-3)
+    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01))
+    for step in range(run.steps):
+        output = model(inputs, positions=positions)
+        mlm_loss(output.mlm_logits, labels).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, run)
+        optimizer.step()
+        optimizer.zero_grad()
+    right = (output.mlm_logits.argmax(-1) == labels)[labels != IGNORE]
+    assert right.float().mean() > 0.95
+
+
+# ---- evaluation
+
+
+@pytest.fixture
+def held_out(toy_text):
+    tokenizer, _, text, _ = prepare(str(toy_text), "wordpiece", 70)
+    return tokenizer, text
+
+
+def test_trap_16_evaluation_is_fixed(held_out):
+    """Catches masks redrawn at each evaluation, and dropout left on."""
+    tokenizer, text = held_out
+    run = dataclasses.replace(RUN, seq_length=16, eval_targets=20)
+    model = MaskedLM(CONFIG).train()
+    results = [evaluate(model, evaluation_set(text, "full-sentences",
+                                              dataclasses.replace(run, seed=seed, batch_size=b),
+                                              tokenizer, "cpu"), size)
+               for seed, b, size in ((0, 8, 256), (1, 16, 256), (2, 32, 3))]
+    assert model.training
+    assert results[0] == results[1]
+    assert results[0]["hash"] == results[2]["hash"]
+    assert results[0]["mlm_loss"] == pytest.approx(results[2]["mlm_loss"], abs=1e-5)
+    assert 20 <= results[0]["targets"] <= 22
+
+
+def test_unigram_entropy_and_accuracy(held_out):
+    """Catches a floor that is not the entropy of the evaluation targets."""
+    tokenizer, text = held_out
+    run = dataclasses.replace(RUN, seq_length=16, eval_targets=50)
+    batch, positions, labels = evaluation_set(text, "segment-pair", run, tokenizer, "cpu")
+    result = evaluate(MaskedLM(CONFIG), (batch, positions, labels))
+    targets = labels[labels != IGNORE].tolist()
+    shares = [targets.count(word) / len(targets) for word in set(targets)]
+    assert result["unigram_entropy"] == pytest.approx(-sum(p * math.log(p) for p in shares))
+    assert result["targets"] == len(targets)
+    random_share = batch.is_random_next.float().mean().item()
+    assert result["nsp_majority"] == pytest.approx(max(random_share, 1 - random_share))
+
+
+# ---- run folders, resume and faults
+
+
+def test_run_folder_holds_what_a_reader_needs(toy_text, tmp_path, run_script):
+    """Catches a run that cannot be traced: settings, versions, text, log, result."""
+    run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {"run.json", "log.jsonl", "metrics.json", "config.json", "pytorch_model.bin",
+                     "tokenizer.json", "tokenizer_config.json"}
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {"settings", "model", "corpus", "versions", "machine", "commit"} <= about.keys()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    lines = [line for line in log(tmp_path / "run") if "loss" in line]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    assert metrics["steps"] == 12 and metrics["tokens"] == lines[-1]["tokens"] > 12 * 8 * 8
+    assert metrics["targets"] == lines[-1]["targets"] >= 12 * 8
+    assert {"nsp_accuracy", "nsp_majority", "hash"} <= metrics["segment-pair"].keys()
+    assert all(line["loss"] == pytest.approx(line["mlm"] + line["nsp"], abs=1e-5)
+               for line in lines)
+
+
+def test_finished_run_is_not_repeated(toy_text, tmp_path, run_script, capsys):
+    """Catches a second `make all` that trains again, or overwrites a run with other settings."""
+    flags = [*BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run"]
+    run_script("train_roberta", *flags)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    run_script("train_roberta", *flags)
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(UserError, match="seed 0, not 1"):
+        run_script("train_roberta", *flags, "--seed", 1)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(toy_text, tmp_path, run_script):
+    """Catches a run that writes into somebody's documents."""
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="no run folder"):
+        run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_unfinished_run_with_other_settings(toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a resume that goes on with another recipe, model or text."""
+    flags = [*BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run"]
+    monkeypatch.setattr(training_module, "evaluate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_script("train_roberta", *flags)
+    for change, name in ((["--learning-rate", "1"], "learning_rate"),
+                         (["--hidden-size", "32"], "hidden_size")):
+        with pytest.raises(UserError, match=name):
+            run_script("train_roberta", *flags, *change)
+    text = toy_text.read_text()
+    toy_text.write_text(text + "\n\nmore.\n")
+    try:
+        with pytest.raises(UserError, match="corpus"):
+            run_script("train_roberta", *flags)
+    finally:
+        toy_text.write_text(text)
+
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("script, sent", [
+    ("train_bert", signal.SIGKILL), ("train_bert", signal.SIGINT), ("distill", signal.SIGTERM)])
+def test_killed_run_goes_on_bit_for_bit(script, sent, toy_text, tmp_path, run_script, teacher):
+    """Catches a resume with fresh random numbers, another order, or a lost or doubled log line."""
+    shape = TOY if script != "distill" else ["--teacher", teacher]
+    # Checkpoints fall between lines of the log, so that a window is saved half full.
+    flags = [*BUDGET, *shape, "--corpus", toy_text, "--steps", 160, "--log-every", 7,
+             "--eval-every", 80, "--checkpoint-every", 10]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start_script(script, *flags, "--out", killed)
+    deadline = time.monotonic() + 60
+    while not (killed / "checkpoint.pt").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(sent)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == (-sent if sent == signal.SIGKILL else 128 + sent), stderr
+    assert not (killed / "metrics.json").exists()
+    if sent != signal.SIGKILL:
+        assert "run the same command again" in stderr and "Traceback" not in stderr
+    run_script(script, *flags, "--out", killed)
+    run_script(script, *flags, "--out", whole)
+    assert_same_run(killed, whole)
+
+
+@pytest.fixture(scope="session")
+def teacher(toy_text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    process = start_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", folder)
+    assert process.wait(60) == 0, process.communicate()[1]
+    return folder
+
+
+def test_loss_that_is_no_number(toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a run that goes on with NaN, or saves it over its last good checkpoint."""
+    true_loss, calls = training_module.Training.backward, []
+
+    def broken(self, loss, **terms):
+        calls.append(loss)
+        true_loss(self, loss * float("nan") if len(calls) == 7 else loss, **terms)
+
+    monkeypatch.setattr(training_module.Training, "backward", broken)
+    with pytest.raises(UserError, match="loss of step 7 is nan"):
+        run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4
+    assert all(torch.isfinite(weight).all() for weight in state["model"].values())
+
+
+def test_checkpoint_cut_short(toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a traceback, or a silent new start, when a checkpoint is broken."""
+    flags = [*BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training_module, "evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_script("train_roberta", *flags)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    with pytest.raises(UserError, match="checkpoint.pt cannot be read"):
+        run_script("train_roberta", *flags)
+
+
+def test_disk_full(toy_text, tmp_path, teacher):
+    """Catches a half-written checkpoint, or a traceback, when no room is left."""
+    flags = [*BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # inherited: the write fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        process = start_script("train_bert", *flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, old)
+    assert_one_error_line(process, "no room left")
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+    process = start_script("train_bert", *flags)
+    assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("flags, parts_of_message", [
+    (["--corpus", "nowhere.txt"], ["nowhere.txt", "pydocs"]),
+    (["--seq-length", "64"], ["--seq-length 64", "--max-position-embeddings"]),
+    (["--vocab-size", "9000"], ["--vocab-size"]),
+    (["--batch-size", "5000"], ["fewer than one batch", "--batch-size"]),
+    (["--no-such-flag"], ["--no-such-flag"]),
+    (["--preset", "huge"], ["huge", "tiny"]),
+])
+def test_bad_input_is_one_line_and_exit_code_2(flags, parts_of_message, toy_text, tmp_path):
+    """Catches tracebacks and half-made runs on what users get wrong first."""
+    process = start_script("train_roberta", *BUDGET, *TOY, "--max-position-embeddings", 32,
+                           "--corpus", toy_text, "--out", tmp_path / "run", *flags)
+    assert_one_error_line(process, *parts_of_message)
+    assert not (tmp_path / "run").exists()
