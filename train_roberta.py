@@ -10,6 +10,7 @@ from minibert.tokenizer import specials
 from minibert.training import Training, mask_settings, parts
 
 # Paper: sections 3.1 and 4, and table 9: Adam's beta 2 is 0.98, and gradients are not clipped.
+# Departure: BERT's tokenizer by default, so that losses compare; --tokenizer bpe is RoBERTa's own.
 RECIPE = dict(input_format="full-sentences", nsp=False, masking="dynamic",
               adam_beta2=0.98, weight_decay=0.01, max_grad_norm=0.0)
 STEPS = {"tiny": 3000, "small": 20_000, "base": 500_000}

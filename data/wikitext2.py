@@ -31,15 +31,16 @@ def _lines(parts: list[Path]) -> Iterator[bytes]:
     between = b""
     for part in parts:
         after_blank = True
-        for line in part.open(encoding="utf-8", newline="\n"):
-            line = " ".join(line.split())
-            # Sections have more signs, " = = "; a formula may look the same inside a paragraph.
-            if after_blank and line.startswith("= ") and line[2] != "=" and line.endswith(" ="):
-                yield between
-                between = b"\n"
-            if line:
-                yield f"{line}\n".encode()
-            after_blank = not line
+        with part.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                line = " ".join(line.split())
+                # Sections have more signs, " = = "; a formula may look the same inside a paragraph.
+                if after_blank and line.startswith("= ") and line[2] != "=" and line.endswith(" ="):
+                    yield between
+                    between = b"\n"
+                if line:
+                    yield f"{line}\n".encode()
+                after_blank = not line
 
 
 if __name__ == "__main__":

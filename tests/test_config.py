@@ -1,0 +1,344 @@
+"""Settings: every flag arrives, in the right order of precedence, and bad ones end in one line."""
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+sys.path.insert(0, str(REPO))  # where the scripts are
+import distill  # noqa: E402
+import train_bert  # noqa: E402
+import train_roberta  # noqa: E402
+from minibert import config  # noqa: E402
+from minibert.config import BUDGETS, SHAPES, parse_flags  # noqa: E402
+from minibert.config import DistillConfig, ModelConfig, RunConfig  # noqa: E402
+from minibert.errors import UserError, run_cli  # noqa: E402
+from minibert.tokenizer import Specials  # noqa: E402
+
+SCRIPTS = {"bert": train_bert, "roberta": train_roberta, "distill": distill}
+# The class that gives a script its further flags, the flags it does not have, the ones it needs.
+OTHER = {"bert": ModelConfig, "roberta": ModelConfig, "distill": DistillConfig}
+WITHOUT = {"bert": (), "roberta": (), "distill": ("nsp", "tokenizer")}
+NEEDED = {"bert": ["--out", "a"], "roberta": ["--out", "a"],
+          "distill": ["--out", "a", "--teacher", "b"]}
+EVERY_SCRIPT = pytest.mark.parametrize("script", SCRIPTS)
+
+
+class Stop(Exception):
+    """Raised to end a script's main() where the test has seen enough."""
+
+
+def start(script, monkeypatch, *flags):
+    """What main() makes of the command line: the RunConfig, and the other class's fields."""
+    def parse_and_stop(*arguments, **named):
+        raise Stop(*parse_flags(*arguments, **named))
+
+    monkeypatch.setattr(SCRIPTS[script], "parse_flags", parse_and_stop)
+    monkeypatch.setattr(sys, "argv", ["script.py", *NEEDED[script], *flags])
+    monkeypatch.setattr(config, "pick_device", lambda name: "cpu")
+    with pytest.raises(Stop) as stopped:
+        SCRIPTS[script].main()
+    return stopped.value.args
+
+
+def model_config(script, monkeypatch, *flags, vocab=Specials(pad=0, unk=1, cls=2, sep=3, mask=4)):
+    """The ModelConfig that main() builds of the command line, without a corpus."""
+    def stop(shape, seed):
+        raise Stop(shape)
+
+    monkeypatch.setattr(SCRIPTS[script], "prepare", lambda *arguments: (None, None, None, ""))
+    monkeypatch.setattr(SCRIPTS[script], "specials", lambda tokenizer: vocab)
+    monkeypatch.setattr(SCRIPTS[script], "MaskedLM", stop)
+    monkeypatch.setattr(sys, "argv", ["script.py", *NEEDED[script], "--preset", "tiny", *flags])
+    with pytest.raises(Stop) as stopped:
+        SCRIPTS[script].main()
+    return stopped.value.args[0]
+
+
+# Flags
+
+SPECIAL = {"data_fraction": 0.5, "adam_beta2": 0.9, "preset": "small"}  # twice is not valid
+BESIDE = {("bert", "input_format"): ["--no-nsp"],
+          ("roberta", "nsp"): ["--input-format", "segment-pair"]}
+
+
+def other_value(item, now):
+    """A valid value for a setting that is not the one it has anyway."""
+    if item.name in SPECIAL:
+        return SPECIAL[item.name]
+    if isinstance(now, bool):
+        return not now
+    if item.metadata["choices"]:
+        return next(choice for choice in item.metadata["choices"] if choice != now)
+    return (now or item.default or 1) * 2
+
+
+def as_flags(name, value):
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", str(value)]
+
+
+def settings_of(script):
+    return [item for kind in (RunConfig, OTHER[script]) for item in dataclasses.fields(kind)
+            if item.metadata and item.name not in WITHOUT[script]]
+
+
+@EVERY_SCRIPT
+def test_every_flag_arrives(script, monkeypatch):
+    """Would catch: a flag that is parsed and dropped, overwritten, or sets something else."""
+    for item in settings_of(script):
+        base = ["--preset", "tiny", *BESIDE.get((script, item.name), [])]
+        before = together(*start(script, monkeypatch, *base))
+        value = other_value(item, before.get(item.name, item.default))
+        after = together(*start(script, monkeypatch, *base, *as_flags(item.name, value)))
+        assert after[item.name] == value and type(value) is type(item.default), item.name
+        changed = {name for name in after if after[name] != before.get(name)}
+        assert changed == {item.name} or item.name == "preset"
+
+
+def together(run, other):
+    return {**dataclasses.asdict(run), **other}
+
+
+@EVERY_SCRIPT
+def test_help_lists_the_flags_that_were_tested(script, monkeypatch, capsys):
+    """Would catch: a flag that is not made of a setting, or a setting without a flag."""
+    monkeypatch.setattr(sys, "argv", ["script.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        SCRIPTS[script].main()
+    assert ended.value.code == 0
+    shown = set(re.findall(r"^  (?:-h, )?(--[a-z0-9-]+)", capsys.readouterr().out, re.MULTILINE))
+    expected = {"--" + item.name.replace("_", "-") for item in settings_of(script)}
+    assert shown == expected | {"--help"}
+
+
+@pytest.mark.parametrize("script", ["bert", "roberta"])
+def test_every_model_flag_reaches_the_model(script, monkeypatch):
+    """Would catch: a shape that is read from the preset, whatever the flag says."""
+    before = model_config(script, monkeypatch)
+    for item in dataclasses.fields(ModelConfig):
+        if item.metadata:
+            value = other_value(item, getattr(before, item.name))
+            after = model_config(script, monkeypatch, *as_flags(item.name, value))
+            if item.name != "max_position_embeddings":
+                assert getattr(after, item.name) == value, item.name
+    longer = model_config(script, monkeypatch, "--max-position-embeddings", "200")
+    assert longer.max_length == 200  # in tokens: RoBERTa's table has more rows
+
+
+def test_scripts_build_their_architecture(monkeypatch):
+    """Would catch trap 22: RoBERTa without its own positions; an NSP head that is not asked for."""
+    bert = model_config("bert", monkeypatch)
+    assert (bert.model_type, bert.next_sentence, bert.type_vocab_size) == ("bert", True, 2)
+    assert not model_config("bert", monkeypatch, "--no-nsp").next_sentence
+    vocab = Specials(pad=7, unk=1, cls=2, sep=3, mask=4)
+    roberta = model_config("roberta", monkeypatch, vocab=vocab)
+    assert (roberta.model_type, roberta.next_sentence) == ("roberta", False)
+    assert (roberta.type_vocab_size, roberta.pad_token_id) == (1, 7)
+    assert (roberta.max_position_embeddings, roberta.max_length) == (128 + 8, 128)
+    pairs = model_config("roberta", monkeypatch, "--nsp", "--input-format", "segment-pair")
+    assert (pairs.model_type, pairs.next_sentence, pairs.type_vocab_size) == ("bert", True, 2)
+
+
+# Precedence
+
+def test_flag_before_preset_before_recipe_before_default(monkeypatch):
+    """Would catch: a recipe that overrules a preset, or anything that overrules a flag."""
+    recipe = dict(batch_size=48, log_every=7, seed=4)
+    parse = lambda *argv: parse_flags("A script.", recipe, {"tiny": 11, "small": 22}, ModelConfig,
+                                      argv=["--out", "a", "--preset", "tiny", *argv])
+    run, shape = parse()
+    assert run.eval_every == RunConfig.eval_every == 500  # nobody says: the default
+    assert run.log_every == 7 and run.seed == 4  # the recipe says
+    assert run.batch_size == 64 and shape["hidden_size"] == 128  # recipe and preset say
+    assert run.steps == 11
+    run, shape = parse("--batch-size", "96", "--log-every", "9", "--hidden-size", "256",
+                       "--steps", "33", "--seed", "0")
+    assert (run.batch_size, run.log_every, run.steps, run.seed) == (96, 9, 33, 0)
+    assert shape["hidden_size"] == 256
+
+
+@EVERY_SCRIPT
+@pytest.mark.parametrize("device, preset", [("cpu", "tiny"), ("mps", "tiny"), ("cuda", "small")])
+def test_auto_preset_follows_the_device(script, device, preset, monkeypatch):
+    """Would catch: a laptop that starts the GPU's budget, or the other way round."""
+    monkeypatch.setattr(config, "pick_device", lambda name: device)
+    run, _ = parse_flags("A script.", SCRIPTS[script].RECIPE, SCRIPTS[script].STEPS,
+                         OTHER[script], argv=NEEDED[script])
+    assert run.preset == preset and run.steps == SCRIPTS[script].STEPS[preset]
+    assert run.seq_length == BUDGETS[preset]["seq_length"]
+
+
+# Defaults
+
+def test_train_bert_is_bert_by_default(monkeypatch):
+    """Would catch: a default that is not Devlin et al. 2018's."""
+    run, shape = start("bert", monkeypatch, "--preset", "base")
+    assert (run.input_format, run.nsp, run.short_seq_prob) == ("segment-pair", True, 0.1)
+    assert (run.masking, run.static_masks, run.mask_rate) == ("static", 10, 0.15)
+    assert not run.whole_word_masking and run.tokenizer == "wordpiece"
+    assert (run.adam_beta2, run.weight_decay, run.max_grad_norm) == (0.999, 0.01, 1.0)
+    assert (run.steps, run.batch_size, run.seq_length) == (1_000_000, 256, 512)
+    assert run.learning_rate == 1e-4 and run.warmup * run.steps == 10_000
+    made = ModelConfig(**shape)
+    assert (made.hidden_dropout_prob, made.attention_probs_dropout_prob) == (0.1, 0.1)
+    assert (made.layer_norm_eps, made.initializer_range, made.hidden_act) == (1e-12, 0.02, "gelu")
+
+
+def test_train_roberta_is_roberta_by_default(monkeypatch):
+    """Would catch: a default that is not Liu et al. 2019's."""
+    run, _ = start("roberta", monkeypatch, "--preset", "base")
+    assert (run.input_format, run.nsp, run.masking) == ("full-sentences", False, "dynamic")
+    assert (run.adam_beta2, run.weight_decay, run.max_grad_norm) == (0.98, 0.01, 0.0)
+    assert (run.mask_rate, run.seq_length, run.steps) == (0.15, 512, 500_000)
+
+
+def test_distill_is_distilbert_by_default(monkeypatch):
+    """Would catch trap 32: a default that is not Sanh et al. 2019's, or not the documented one."""
+    run, other = start("distill", monkeypatch, "--preset", "base")
+    assert (run.input_format, run.nsp, run.masking) == ("full-sentences", False, "dynamic")
+    assert (run.adam_beta2, run.weight_decay, run.max_grad_norm) == (0.98, 0.0, 5.0)
+    made = DistillConfig(**other)
+    assert (made.alpha_kl, made.alpha_mlm, made.alpha_cos, made.temperature) == (5, 2, 1, 2)
+    assert (made.student_layers, made.init) == (0, "teacher")  # half the layers, and copied
+    assert made.distill_positions == "predicted"
+
+
+# Shapes
+
+def test_presets_have_heads_of_64_and_a_feed_forward_of_four_times_h():
+    """Would catch: 12 heads, or 3072, in a model of another width."""
+    for name in SHAPES:
+        shape = ModelConfig.preset(name)
+        assert shape.num_attention_heads * 64 == shape.hidden_size, name
+        assert shape.intermediate_size == 4 * shape.hidden_size, name
+
+
+def test_unknown_preset_names_the_known_ones():
+    """Would catch: a KeyError instead of a list to choose from."""
+    with pytest.raises(UserError) as raised:
+        ModelConfig.preset("bert-huge")
+    assert "'bert-huge'" in str(raised.value)
+    assert all(name in str(raised.value) for name in SHAPES)
+
+
+def test_settings_cannot_be_changed():
+    """Would catch: a model whose config says something else than its weights."""
+    for made in (ModelConfig(), RunConfig(out="a", steps=1), DistillConfig(teacher="a")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            made.seed = 1
+
+
+# Bad settings
+
+BAD = [  # script, flags, and what the line must say
+    ("bert", "--fish 1", "--fish"),
+    ("bert", "--step 5", "--step"),  # no abbreviations: a new flag would change what they mean
+    ("roberta", "fish", "fish"),
+    ("roberta", "--out=", "--out is missing"),
+    ("distill", "--nsp", "--nsp"),
+    ("distill", "--tokenizer bpe", "--tokenizer"),
+    ("bert", "--hidden-size", "--hidden-size"),
+    ("bert", "--masking sometimes", "static"),
+    ("bert", "--preset huge", "tiny"),
+    ("bert", "--device tpu", "cuda"),
+    ("bert", "--hidden-act swish", "gelu"),
+    ("bert", "--attn-implementation flash", "eager"),
+    ("distill", "--init zeros", "random"),
+    ("distill", "--distill-positions some", "predicted"),
+    ("bert", "--steps many", "--steps"),
+    ("bert", "--steps 1.5", "--steps"),
+    ("bert", "--steps 0", "--steps"),
+    ("bert", "--steps -3", "--steps"),
+    ("bert", "--batch-size 0", "--batch-size"),
+    ("bert", "--accumulation 0", "--accumulation"),
+    ("bert", "--batch-size 10 --accumulation 4", "--accumulation"),
+    ("bert", "--eval-targets 0", "--eval-targets"),
+    ("bert", "--log-every 0", "--log-every"),
+    ("bert", "--eval-every 0", "--eval-every"),
+    ("bert", "--checkpoint-every 0", "--checkpoint-every"),
+    ("bert", "--static-masks 0", "--static-masks"),
+    ("bert", "--seq-length 4", "--seq-length"),
+    ("bert", "--learning-rate fast", "--learning-rate"),
+    ("bert", "--learning-rate 0", "--learning-rate"),
+    ("bert", "--learning-rate nan", "--learning-rate"),
+    ("bert", "--learning-rate inf", "--learning-rate"),
+    ("bert", "--weight-decay -1", "--weight-decay"),
+    ("bert", "--max-grad-norm -1", "--max-grad-norm"),
+    ("bert", "--mask-rate 0", "--mask-rate"),
+    ("bert", "--mask-rate 1.5", "--mask-rate"),
+    ("bert", "--data-fraction 0", "--data-fraction"),
+    ("bert", "--data-fraction 2", "--data-fraction"),
+    ("bert", "--warmup 1", "--warmup"),
+    ("bert", "--short-seq-prob -0.1", "--short-seq-prob"),
+    ("bert", "--adam-beta2 1", "--adam-beta2"),
+    ("bert", "--input-format full-sentences", "--nsp"),
+    ("roberta", "--nsp", "segment-pair"),
+    ("bert", "--hidden-size 100 --num-attention-heads 3", "100"),
+    ("bert", "--hidden-size 0", "at least 1"),
+    ("bert", "--num-attention-heads 0", "at least 1"),
+    ("bert", "--num-hidden-layers 0", "at least 1"),
+    ("bert", "--max-position-embeddings 0", "at least 1"),
+    ("bert", "--hidden-dropout-prob 1.5", "--hidden-dropout-prob"),
+    ("bert", "--attention-probs-dropout-prob -0.1", "--attention-probs-dropout-prob"),
+    ("bert", "--initializer-range 0", "--initializer-range"),
+    ("bert", "--layer-norm-eps -1", "--layer-norm-eps"),
+    ("distill", "--alpha-kl -1", "--alpha"),
+    ("distill", "--alpha-kl 0 --alpha-mlm 0 --alpha-cos 0", "--alpha"),
+    ("distill", "--temperature 0", "--temperature"),
+    ("distill", "--temperature -2", "--temperature"),
+    ("distill", "--temperature nan", "--temperature"),
+]
+
+
+@pytest.mark.parametrize("script, flags, expected", BAD, ids=[" ".join(bad[:2]) for bad in BAD])
+def test_bad_settings_end_in_one_line(script, flags, expected, monkeypatch, capsys):
+    """Would catch: a traceback, a usage of forty lines, or a setting that is taken and wrong."""
+    def go_on(*arguments):
+        raise Stop("the settings were taken")
+
+    if script == "distill":
+        monkeypatch.setattr(distill, "load_pretrained", go_on)
+    else:
+        monkeypatch.setattr(SCRIPTS[script], "prepare", lambda *arguments: (None, None, None, ""))
+        monkeypatch.setattr(SCRIPTS[script], "specials", lambda tokenizer: Specials(0, 1, 2, 3, 4))
+        monkeypatch.setattr(SCRIPTS[script], "MaskedLM", go_on)
+    monkeypatch.setattr(sys, "argv", ["script.py", *NEEDED[script], "--preset", "tiny",
+                                      *flags.split()])
+    with pytest.raises(SystemExit) as ended:
+        run_cli(SCRIPTS[script].main)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and expected in line
+
+
+def test_negative_vocabulary_is_refused(tmp_path, monkeypatch, capsys):
+    """Would catch: a size that reaches the tokenizer's trainer before anyone has looked at it."""
+    (tmp_path / "text.txt").write_text("\n\n".join(["One two. Three."] * 5), encoding="utf-8")
+    monkeypatch.setattr("minibert.corpus.DATA", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script.py", "--out", str(tmp_path / "run"), "--vocab-size",
+                                      "-4", "--corpus", str(tmp_path / "text.txt")])
+    with pytest.raises(SystemExit) as ended:
+        run_cli(train_bert.main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("command, expected", [
+    ("train_bert.py --preset tiny", "--out is missing"),
+    ("distill.py --out a", "--teacher is missing"),
+])
+def test_commands_exit_with_2_and_one_line(command, expected, tmp_path):
+    """Would catch: a script that does not run, exits with 0 or 1, or prints a traceback."""
+    script, *flags = command.split()
+    done = subprocess.run([sys.executable, REPO / script, *flags], cwd=tmp_path, text=True,
+                          capture_output=True)
+    assert done.returncode == 2 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ") and expected in line
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,433 @@
+"""The encoder and its heads: attention masks, positions, the tied decoder and the initial weights.
+
+A model here is tiny, and its weights are drawn ten times wider than BERT's, so that what is
+wrong shows in its output.
+"""
+import copy
+import dataclasses
+import inspect
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minibert.config import ModelConfig
+from minibert.errors import UserError
+from minibert.losses import mlm_loss, nsp_loss
+from minibert.masking import IGNORE
+from minibert.model import Attention, MaskedLM, gather, initialize
+
+TINY = dict(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=14, initializer_range=0.2,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+BERT = dict(model_type="bert")
+ROBERTA = dict(model_type="roberta", next_sentence=False, type_vocab_size=1, pad_token_id=1)
+DISTILBERT = dict(model_type="distilbert", next_sentence=False, type_vocab_size=0)
+KINDS = [BERT, ROBERTA, DISTILBERT]
+NAMES = ["bert", "roberta", "distilbert"]
+
+
+def tiny(seed=0, **changes):
+    return MaskedLM(ModelConfig(**{**TINY, **changes}), seed)
+
+
+def sentences(pad=0):
+    """Two sentences of nine and five tokens, and their attention mask."""
+    ids = torch.tensor([[2, 11, 12, 13, 14, 15, 16, 17, 3], [2, 21, 22, 23, 3, 0, 0, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0, 0, 0]])
+    return ids.masked_fill(mask == 0, pad), mask
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_close(a, b, atol):
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+# Attention masks and batches
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+def test_padding_is_not_read(attention, dtype):
+    """Would catch trap 17: a mask of the wrong polarity, or one of 0 and 1 added to the scores."""
+    model = tiny(attn_implementation=attention)
+    ids, mask = sentences()
+    other = ids.masked_fill(mask == 0, 40)  # other tokens under the padding
+    one = model(ids, attention_mask=mask.to(dtype))
+    two = model(other, attention_mask=mask.to(dtype))
+    real = mask.bool()
+    assert_close(one.mlm_logits[real], two.mlm_logits[real], atol=1e-6)
+    assert_close(one.nsp_logits, two.nsp_logits, atol=1e-6)
+
+
+def test_every_real_token_is_read():
+    """Would catch trap 17: a mask that hides real tokens, too."""
+    model = tiny()
+    ids, mask = sentences()
+    before = model(ids, attention_mask=mask).nsp_logits[0]
+    for position in range(1, 9):
+        other = ids.clone()
+        other[0, position] = 40
+        assert not torch.allclose(model(other, attention_mask=mask).nsp_logits[0], before)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("place", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_dropout_is_for_training_only(attention, place):
+    """Would catch trap 18: fused attention that drops out in eval(), or dropout that is off."""
+    model = tiny(attn_implementation=attention, **{place: 0.5})
+    ids, mask = sentences()
+    run = lambda: model(ids, attention_mask=mask).mlm_logits
+    model.eval()
+    assert torch.equal(run(), run())
+    model.train()
+    assert not torch.equal(run(), run())
+
+
+def test_masks_and_token_types_are_named():
+    """Would catch trap 19: token types that are passed in the place of the attention mask."""
+    ids, mask = sentences()
+    with pytest.raises(TypeError):
+        tiny()(ids, mask)
+    for module in (MaskedLM, type(tiny().encoder)):
+        arguments = list(inspect.signature(module.forward).parameters.values())[2:]
+        assert all(argument.kind is argument.KEYWORD_ONLY for argument in arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_a_sentence_does_not_depend_on_its_batch(kind):
+    """Would catch trap 20: padding that changes a sentence, or rows that read each other."""
+    model = tiny(**kind)
+    ids, mask = sentences(model.config.pad_token_id)
+    batch = model(ids, attention_mask=mask)
+    alone = model(ids[1:, :5])
+    assert_close(batch.mlm_logits[1:, :5], alone.mlm_logits, atol=1e-5)
+    if alone.nsp_logits is not None:
+        assert_close(batch.nsp_logits[1:], alone.nsp_logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16 autocast", "float16"])
+def test_a_row_of_padding_is_finite(attention, precision):
+    """Would catch trap 27: minus infinity, or -1e9 in half precision: NaN in an empty row."""
+    model = tiny(attn_implementation=attention)
+    if precision == "float16":
+        model = model.half()
+    ids, mask = sentences()
+    mask[1] = 0
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16 autocast"):
+        output = model(ids, attention_mask=mask)
+    assert torch.isfinite(output.mlm_logits).all() and torch.isfinite(output.nsp_logits).all()
+    mlm_loss(output.mlm_logits[:1], ids[:1]).backward()
+    for name, parameter in model.encoder.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_eager_and_fused_attention_are_equal(kind):
+    """Would catch: attention that is not scaled, or a mask that one of the two reads otherwise."""
+    found = []
+    for attention in ("eager", "sdpa"):
+        model = tiny(attn_implementation=attention, **kind).double()
+        ids, mask = sentences(model.config.pad_token_id)
+        logits = model(ids, attention_mask=mask).mlm_logits
+        F.cross_entropy(logits[mask.bool()], ids[mask.bool()]).backward()
+        found.append((logits, gradients(model)))
+    (eager_logits, eager), (fused_logits, fused) = found
+    assert_close(eager_logits, fused_logits, atol=1e-10)
+    for name in eager:
+        if eager[name] is not None:
+            assert_close(eager[name], fused[name], atol=1e-10)
+
+
+def test_attention_is_torchs_multi_head_attention():
+    """Would catch: heads that are split along the wrong dimension, key and value swapped."""
+    torch.manual_seed(0)
+    mine, theirs = Attention(ModelConfig(**TINY)), nn.MultiheadAttention(16, 2, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([mine.query.weight, mine.key_value.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([mine.query.bias, mine.key_value.bias]))
+        theirs.out_proj.load_state_dict(mine.output.state_dict())
+    asks, answers = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
+    expected, _ = theirs(asks, answers, answers)
+    assert_close(mine(asks, answers, None), expected, atol=1e-6)
+
+
+# The tied decoder
+
+AFTER = {
+    "as built": lambda model: model,
+    "load_state_dict": lambda model: load_into(tiny(seed=1), model.state_dict()),
+    "deepcopy": copy.deepcopy,
+    "to another type": lambda model: model.to(torch.float64),
+}
+
+
+def load_into(model, weights):
+    model.load_state_dict(weights)
+    return model
+
+
+@pytest.mark.parametrize("change", AFTER.values(), ids=AFTER.keys())
+def test_decoder_is_the_word_table(change):
+    """Would catch trap 21: a tie that is a copy, is lost on the way, or adds the bias twice."""
+    model = change(tiny())
+    ids, _ = sentences()
+    with torch.no_grad():
+        model.encoder.embeddings.word.weight[40] = 0  # no token of the input
+        model.decoder_bias[40] = 3.0
+        logits = model(ids).mlm_logits
+    assert (logits[..., 40] == 3).all()  # 0 from the table, and the bias once
+    tables = [name for name, tensor in model.state_dict().items() if tensor.shape == (50, 16)]
+    assert tables == ["encoder.embeddings.word.weight"]
+
+
+def test_decoder_teaches_the_word_table():
+    """Would catch trap 21: a decoder that reads a detached table, or a bias that is not free."""
+    model = tiny()
+    ids, _ = sentences()
+    mlm_loss(model(ids).mlm_logits, ids).backward()
+    assert model.encoder.embeddings.word.weight.grad[40].abs().sum() > 0  # no token of the input
+    assert (model.decoder_bias.grad != 0).all()
+
+
+# Parameters of the published models: encoder, with a pooler, with the MLM head, and with all.
+# distilbert-base-cased is no preset: it is distilbert-base with the cased vocabulary.
+PUBLISHED = {
+    "bert-base": (108_891_648, 109_482_240, 109_514_298, 110_106_428),
+    "bert-base-cased": (107_719_680, 108_310_272, 108_340_804, 108_932_934),
+    "bert-large": (334_092_288, 335_141_888, 335_174_458, 336_226_108),
+    "distilbert-base": (66_362_880, None, 66_985_530, None),
+    "distilbert-base-cased": (65_190_912, None, 65_812_036, None),
+    "roberta-base": (124_055_040, 124_645_632, 124_697_433, None),
+    "roberta-large": (354_310_144, 355_359_744, 355_412_057, None),
+    "distilroberta-base": (81_527_808, 82_118_400, 82_170_201, None),
+    "bert-tiny": (4_369_408, 4_385_920, 4_416_698, 4_433_468),
+    "bert-mini": (11_104_768, 11_170_560, 11_201_594, 11_267_900),
+    "bert-small": (28_500_992, 28_763_648, 28_795_194, 29_058_876),
+    "bert-medium": (41_110_528, 41_373_184, 41_404_730, 41_668_412),
+}
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts_are_the_published_ones(name):
+    """Would catch trap 21: a table counted twice; and a layer, bias or norm too many or few."""
+    encoder, with_pooler, masked_lm, pretraining = PUBLISHED[name]
+    if name == "distilbert-base-cased":
+        config = dataclasses.replace(ModelConfig.preset("distilbert-base"), vocab_size=28996)
+    else:
+        config = ModelConfig.preset(name)
+    with torch.device("meta"):  # shapes without memory
+        model = MaskedLM(dataclasses.replace(config, next_sentence=False))
+        with_nsp = MaskedLM(dataclasses.replace(config, next_sentence=True))
+    assert count(model.encoder) == encoder
+    assert count(model) == masked_lm
+    if with_pooler:
+        assert count(with_nsp.encoder) + count(with_nsp.pooler) == with_pooler
+    if pretraining:
+        assert count(with_nsp) == pretraining and config.next_sentence
+
+
+# Positions
+
+@pytest.mark.parametrize("pad", [0, 1])
+def test_roberta_counts_positions_from_pad_plus_one(pad):
+    """Would catch trap 22: positions from 0, and padding that is counted."""
+    model = tiny(**{**ROBERTA, "pad_token_id": pad})
+    rows = []
+    model.encoder.embeddings.position.register_forward_hook(
+        lambda module, inputs, output: rows.append(inputs[0]))
+    model(torch.tensor([[5, 6, 7, 8], [5, 6, pad, pad], [5, pad, 6, pad]]))
+    expected = [[pad + 1, pad + 2, pad + 3, pad + 4], [pad + 1, pad + 2, pad, pad],
+                [pad + 1, pad, pad + 2, pad]]
+    assert rows[0].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", [BERT, DISTILBERT], ids=["bert", "distilbert"])
+def test_bert_counts_positions_from_zero(kind):
+    """Would catch trap 22: RoBERTa's offset in a model that has none."""
+    model = tiny(**kind)
+    rows = []
+    model.encoder.embeddings.position.register_forward_hook(
+        lambda module, inputs, output: rows.append(inputs[0]))
+    model(torch.tensor([[5, 6, 0, 0]]))
+    assert rows[0].flatten().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind, longest", [(BERT, 14), (ROBERTA, 12), (DISTILBERT, 14)],
+                         ids=NAMES)
+def test_the_longest_input_fits(kind, longest):
+    """Would catch trap 22: a table without RoBERTa's two rows more, or an index error."""
+    model = tiny(**kind)
+    assert model.config.max_length == longest
+    assert torch.isfinite(model(torch.full((1, longest), 7)).mlm_logits).all()
+    with pytest.raises(UserError, match=f"more than the {longest} positions"):
+        model(torch.full((1, longest + 1), 7))
+
+
+def test_published_models_read_512_tokens():
+    """Would catch trap 22: RoBERTa's 514 rows taken for 514 tokens."""
+    for name in PUBLISHED:
+        if name != "distilbert-base-cased":
+            assert ModelConfig.preset(name).max_length == 512, name
+
+
+# Reading some positions only
+
+READ = {"bert with nsp": BERT, "bert without": dict(BERT, next_sentence=False),
+        "roberta": ROBERTA, "distilbert": DISTILBERT}
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "full"])
+@pytest.mark.parametrize("kind", READ.values(), ids=READ.keys())
+def test_reading_some_positions_is_reading_all_and_picking(kind, padded):
+    """Would catch: the shortcut of the last layer giving another loss or another gradient."""
+    positions = torch.tensor([[2, 5, 7], [1, 3, 0]])
+    labels = torch.tensor([[12, 15, 17], [21, 23, IGNORE]])  # the last slot is not used
+    found = []
+    for shortcut in (True, False):
+        model = tiny(**kind).double()
+        ids, mask = sentences(model.config.pad_token_id)
+        ids, mask = (ids, mask) if padded else (ids[:1].repeat(2, 1), None)
+        output = model(ids, attention_mask=mask, positions=positions if shortcut else None)
+        logits, hidden = output.mlm_logits, output.hidden
+        if not shortcut:
+            logits, hidden = gather(logits, positions), gather(hidden, positions)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+        if output.nsp_logits is not None:
+            loss = loss + F.cross_entropy(output.nsp_logits, torch.tensor([0, 1]))
+        loss.backward()
+        found.append((loss, logits, hidden, gradients(model)))
+    for some, all_of_them in zip(found[0][:3], found[1][:3]):
+        assert_close(some, all_of_them, atol=1e-12)
+    for name, gradient in found[0][3].items():
+        assert_close(gradient, found[1][3][name], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", READ.values(), ids=READ.keys())
+def test_every_parameter_learns(kind):
+    """Would catch: a module that is built and not used, or a detached part."""
+    model = tiny(**kind)
+    ids, mask = sentences(model.config.pad_token_id)
+    types = (torch.arange(9) > 3).long().expand(2, 9)
+    output = model(ids, attention_mask=mask, token_type_ids=types)
+    loss = mlm_loss(output.mlm_logits, ids)
+    if output.nsp_logits is not None:
+        loss = loss + nsp_loss(output.nsp_logits, torch.tensor([0, 1]))
+    loss.backward()
+    for name, gradient in gradients(model).items():
+        assert gradient is not None and gradient.any(), name
+
+
+# Token types
+
+@pytest.mark.parametrize("kind", [ROBERTA, DISTILBERT], ids=["roberta", "distilbert"])
+def test_token_types_are_ignored_where_there_are_none(kind):
+    """Would catch: an index error, or a type that reaches a model with one type or with none."""
+    model = tiny(**kind)
+    ids, _ = sentences(1)
+    ones = torch.ones_like(ids)
+    assert torch.equal(model(ids, token_type_ids=ones).mlm_logits, model(ids).mlm_logits)
+
+
+def test_bert_reads_token_types():
+    """Would catch: token types that are accepted and not read; a default other than segment A."""
+    model = tiny()
+    ids, _ = sentences()
+    zeros = torch.zeros_like(ids)
+    assert torch.equal(model(ids, token_type_ids=zeros).mlm_logits, model(ids).mlm_logits)
+    assert not torch.allclose(model(ids, token_type_ids=zeros + 1).mlm_logits,
+                              model(ids).mlm_logits)
+
+
+# Initial weights
+
+def common_parts(a, b):
+    """How many tensors of one name and shape two models have; they must be equal."""
+    a, b = a.state_dict(), b.state_dict()
+    common = [name for name in a if name in b and a[name].shape == b[name].shape]
+    for name in common:
+        assert torch.equal(a[name], b[name]), name
+    return len(common)
+
+
+def test_models_share_the_initial_weights_of_common_parts():
+    """Would catch: weights that depend on what else is in the model: arms that are not paired."""
+    bert = tiny(num_hidden_layers=2)
+    assert common_parts(bert, bert) == 42
+    assert common_parts(bert, tiny(num_hidden_layers=4)) == 42
+    assert common_parts(bert, tiny(**ROBERTA)) == 37  # less token types, pooler and NSP head
+    assert common_parts(bert, tiny(**DISTILBERT)) == 37
+
+
+def test_every_initial_matrix_is_its_own():
+    """Would catch: one key for all parts, or a seed that is not read."""
+    one, other = tiny(seed=0), tiny(seed=1)
+    matrices = [tensor for model in (one, other) for tensor in model.state_dict().values()
+                if tensor.dim() == 2]
+    for i, a in enumerate(matrices):
+        for b in matrices[:i]:
+            assert a.shape != b.shape or not torch.equal(a, b)
+
+
+def test_initial_weights_leave_torchs_generator_alone():
+    """Would catch: weights drawn from torch's generator, which others draw from, too."""
+    torch.manual_seed(1)
+    one = tiny()
+    torch.manual_seed(2)
+    assert common_parts(one, tiny()) == 42
+    before = torch.get_rng_state()
+    initialize(one, 0.02, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_initial_weights_are_bert_s(kind):
+    """Would catch: torch's defaults left in place, no cut at two standard deviations."""
+    model = tiny(**kind, vocab_size=2000, initializer_range=0.02)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            assert parameter.abs().max() <= 0.04, name
+            # A normal distribution cut at two has 0.88 of its standard deviation.
+            assert parameter.std().item() == pytest.approx(0.88 * 0.02, rel=0.35), name
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        else:
+            assert "norm" in name and (parameter == 1).all(), name
+    words = model.encoder.embeddings.word.weight
+    assert words.abs().max() > 0.0399 and words.std().item() == pytest.approx(0.0176, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_blocks_are_post_norm(kind):
+    """Would catch: pre-norm blocks, where what is added up is not normalised."""
+    model = tiny(**kind)
+    outputs = []
+    for module in (model.encoder.embeddings, *model.encoder.layers):
+        module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model(sentences()[0])
+    assert len(outputs) == 3
+    for output in outputs:
+        assert_close(output.mean(-1), torch.zeros(2, 9), atol=1e-5)
+        assert_close(output.var(-1, unbiased=False), torch.ones(2, 9), atol=1e-3)
+
+
+@pytest.mark.parametrize("preset", ["bert-base", "bert-large", "roberta-base", "tiny", "small"])
+def test_first_loss_is_that_of_a_uniform_guess(preset):
+    """Would catch trap 36: weights that are not initialised, or hidden states that are scaled."""
+    config = dataclasses.replace(ModelConfig.preset(preset), vocab_size=1000, intermediate_size=64,
+                                 num_hidden_layers=1, max_position_embeddings=40)
+    model = MaskedLM(config).eval()
+    draw = torch.Generator().manual_seed(0)
+    ids, labels = torch.randint(5, 1000, (2, 10, 32), generator=draw)
+    with torch.no_grad():
+        loss = mlm_loss(model(ids).mlm_logits, labels).item()
+    assert loss == pytest.approx(math.log(1000), abs=0.2)

@@ -1,0 +1,72 @@
+"""What the README promises about the code itself: budgets, departures, commands."""
+import functools
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+FROM_TEXT_TO_LOSS = ["train_bert.py", "minibert/data.py", "minibert/masking.py",
+                     "minibert/model.py", "minibert/losses.py"]
+CODE = [*ROOT.glob("*.py"), *ROOT.glob("minibert/*.py"), *ROOT.glob("data/*.py")]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def lines(path):
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_line_budgets():
+    """Catches a file, or a project, that outgrows an afternoon's reading."""
+    assert sum(len(lines(ROOT / name)) for name in FROM_TEXT_TO_LOSS) <= 800
+    assert sum(len(lines(path)) for path in CODE) <= 2800
+    assert max(len(lines(path)) for path in CODE) <= 350
+    assert len(README.splitlines()) <= 220
+
+
+def test_line_width():
+    """Catches lines that do not fit on a page."""
+    wide = [f"{path.name}:{number}" for path in [*CODE, *ROOT.glob("tests/*.py")]
+            for number, line in enumerate(lines(path), 1) if len(line) > 100]
+    assert not wide
+
+
+def test_readme_counts_lines_as_they_are():
+    """Catches a reading order whose line counts have rotted."""
+    counted = re.findall(r"`([\w/]+\.py)` \((\d+)\)", README)
+    assert {name for name, _ in counted} >= set(FROM_TEXT_TO_LOSS)
+    for name, count in counted:
+        assert int(count) == len(lines(ROOT / name)), name
+
+
+def test_readme_names_every_departure():
+    """Catches a deliberate difference from the papers that the README keeps quiet about."""
+    tagged = sum(line.count("Departure:") for path in CODE for line in lines(path))
+    listed = README.split("## Departures")[1].split("\n## ")[0].count("\n- ")
+    assert tagged == listed
+
+
+@pytest.mark.parametrize("command", re.findall(r"^python (?:-m minibert|\w+\.py).*$", README, re.M))
+def test_readme_commands_name_flags_that_exist(command):
+    """Catches a command in the README that the scripts do not understand."""
+    script = re.match(r"python (-m minibert \w+|\w+\.py)", command)[1].split()
+    help_text = help_of(*script)
+    for flag in re.findall(r"--[\w-]+", command):
+        assert flag in help_text, flag
+
+
+@functools.cache
+def help_of(*script):
+    return subprocess.run([sys.executable, *script, "--help"], cwd=ROOT, capture_output=True,
+                          text=True, check=True).stdout
+
+
+def test_no_package_but_the_named_ones():
+    """Catches an import that `make setup` does not install."""
+    ours = {path.stem for path in CODE} | {"minibert"}
+    allowed = {"numpy", "torch", "tokenizers", "tqdm", "safetensors"}
+    for path in CODE:
+        for line in lines(path):
+            if found := re.match(r"\s*(?:from|import) ([\w]+)", line):
+                assert found[1] in allowed | ours | set(sys.stdlib_module_names), (path, line)

@@ -1,0 +1,99 @@
+"""The four models end to end at toy size, and the table and info that stand at the end."""
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import BUDGET, ROOT, TOY, assert_one_error_line
+
+from minibert.errors import UserError
+from minibert.hub import load_pretrained
+from minibert.report import family_table, info
+
+
+@pytest.fixture(scope="module")
+def family(toy_text, tmp_path_factory):
+    """BERT, RoBERTa and a student of each, trained by the scripts as `make all` calls them."""
+    folder = tmp_path_factory.mktemp("family")
+    corpus = ["--corpus", toy_text]
+    commands = [["train_bert", *BUDGET, *TOY, *corpus, "--out", folder / "bert"],
+                ["train_roberta", *BUDGET, *TOY, *corpus, "--out", folder / "roberta"],
+                ["distill", *BUDGET, *corpus, "--teacher", folder / "bert",
+                 "--out", folder / "distilbert"],
+                ["distill", *BUDGET, *corpus, "--teacher", folder / "roberta", "--init", "random",
+                 "--alpha-kl", 0, "--alpha-cos", 0, "--out", folder / "untaught"]]
+    for name, *flags in commands:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [name, *map(str, flags)])
+            patch.syspath_prepend(str(ROOT))
+            __import__(name).main()
+    return folder
+
+
+def test_table_of_the_family(family):
+    """Catches a column that is not what the run measured."""
+    names = ["bert", "roberta", "distilbert", "untaught"]
+    lines = family_table([str(family / name) for name in names]).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:6]]
+    assert [row[0] for row in rows[2:]] == names
+    for name, row in zip(names, rows[2:]):
+        metrics = json.loads((family / name / "metrics.json").read_text())
+        cells = dict(zip(rows[0], row))
+        assert cells["MLM loss"] == f"{metrics['full-sentences']['mlm_loss']:.3f}"
+        assert int(cells["tokens"].replace(",", "")) == metrics["tokens"]
+        model, _ = load_pretrained(family / name)
+        assert int(cells["parameters"].replace(",", "")) == sum(
+            p.numel() for p in model.parameters())
+        assert int(cells["layers"]) == len(model.encoder.layers)
+
+
+def test_untaught_student_learns_from_hard_labels_alone(family):
+    """Catches a "no teacher" student that is taught all the same."""
+    lines = [json.loads(line) for line in (family / "untaught" / "log.jsonl").open()]
+    losses = [line for line in lines if "loss" in line]
+    assert losses and all("kl" not in line for line in losses)
+    assert all(line["loss"] == pytest.approx(2 * line["mlm"], rel=1e-6) for line in losses)
+
+
+def test_trap_37_other_evaluation_set_is_refused(family, tmp_path):
+    """Catches losses side by side that were measured on different targets."""
+    shutil.copytree(family / "roberta", tmp_path / "other")
+    path = tmp_path / "other" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["full-sentences"]["hash"] = "0" * 16
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match="another set"):
+        family_table([str(family / "bert"), str(tmp_path / "other")])
+
+
+def test_trap_39_budget_is_logged(family):
+    """Catches arms whose tokens, targets and steps cannot be compared."""
+    for name in ("bert", "roberta", "distilbert", "untaught"):
+        metrics = json.loads((family / name / "metrics.json").read_text())
+        # At 15 %, rounded for each sequence: more would be predictions that nobody counts.
+        assert 0.1 < metrics["targets"] / metrics["tokens"] < 0.2
+        assert metrics["steps"] == 12
+
+
+def test_info_says_what_a_run_is(family):
+    """Catches an info that leaves out what the result depends on."""
+    text = info(str(family / "distilbert"))
+    for part in ("teacher_layers", "[0]", "temperature", "torch", "corpus", "MLM loss"):
+        assert part in text
+
+
+def test_info_of_a_run_that_is_not_finished(family, tmp_path):
+    """Catches a broken info where it is needed most."""
+    for name in ("run.json", "log.jsonl"):
+        shutil.copy(family / "bert" / name, tmp_path / name)
+    assert "not finished: step 12 of 12" in info(str(tmp_path))
+
+
+def test_command_line_says_what_is_missing(tmp_path):
+    """Catches a traceback from `python -m minibert` on a folder that is no run."""
+    for command in ("info", "table"):
+        process = subprocess.Popen([sys.executable, "-m", "minibert", command, str(tmp_path)],
+                                   cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                   text=True)
+        assert_one_error_line(process, str(tmp_path))
