@@ -1,4 +1,6 @@
 """BERT: segment pairs, static masks, hidden words and the next sentence (Devlin et al. 2018)."""
+import dataclasses
+
 from minibert.config import ModelConfig, parse_flags
 from minibert.corpus import prepare
 from minibert.errors import run_cli
@@ -17,15 +19,16 @@ STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
 
 def main():
     run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
-    if finished(run):
-        return
     tokenizer, text, held_out, corpus = prepare(run.corpus, run.tokenizer, shape["vocab_size"])
     pad = specials(tokenizer).pad
     shape |= dict(model_type="bert", next_sentence=run.nsp, type_vocab_size=2)
     config = ModelConfig(**shape, pad_token_id=pad)
+    about = {"corpus": corpus, "model": dataclasses.asdict(config)}
+    if finished(run, about):
+        return
     model = MaskedLM(config, run.seed)
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
-    training = Training(run, model, tokenizer, text, held_out, masker, {"corpus": corpus})
+    training = Training(run, model, tokenizer, text, held_out, masker, about)
     settings = mask_settings(run, tokenizer, training.device)
 
     for batch in training:

@@ -1,4 +1,6 @@
 """RoBERTa: full sentences, dynamic masks, hidden words only (Liu et al. 2019)."""
+import dataclasses
+
 from minibert.config import ModelConfig, parse_flags
 from minibert.corpus import prepare
 from minibert.errors import run_cli
@@ -18,8 +20,6 @@ STEPS = {"tiny": 3000, "small": 20_000, "base": 500_000}
 
 def main():
     run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
-    if finished(run):
-        return
     tokenizer, text, held_out, corpus = prepare(run.corpus, run.tokenizer, shape["vocab_size"])
     pad = specials(tokenizer).pad
     if run.nsp:  # pairs and their head are BERT's architecture
@@ -30,9 +30,12 @@ def main():
         shape |= dict(model_type="roberta", next_sentence=False, type_vocab_size=1,
                       max_position_embeddings=shape["max_position_embeddings"] + pad + 1)
     config = ModelConfig(**shape, pad_token_id=pad)
+    about = {"corpus": corpus, "model": dataclasses.asdict(config)}
+    if finished(run, about):
+        return
     model = MaskedLM(config, run.seed)
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
-    training = Training(run, model, tokenizer, text, held_out, masker, {"corpus": corpus})
+    training = Training(run, model, tokenizer, text, held_out, masker, about)
     settings = mask_settings(run, tokenizer, training.device)
 
     for batch in training:

@@ -11,9 +11,9 @@ from typing import Any
 from minibert.errors import UserError
 
 
-def setting(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field that also becomes a flag: its default, its help and what it may be."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def setting(default: Any, help: str, allowed: "str | tuple[str, ...]" = "") -> Any:
+    """A field that also becomes a flag; allowed is its choices, or an interval such as "(0, 1]"."""
+    return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 @dataclass(frozen=True)
@@ -23,31 +23,27 @@ class ModelConfig:
     next_sentence: bool = True  # a pooler and an NSP head, which only BERT has
     type_vocab_size: int = 2  # 0: no token types (DistilBERT); 1: a constant row (HF's RoBERTa)
     pad_token_id: int = 0
-    vocab_size: int = setting(30522, "entries of the vocabulary, special tokens included")
-    hidden_size: int = setting(768, "width of the encoder")
-    num_hidden_layers: int = setting(12, "number of encoder layers")
-    num_attention_heads: int = setting(12, "attention heads in each layer")
-    intermediate_size: int = setting(3072, "width of the feed-forward network")
-    max_position_embeddings: int = setting(512, "rows of the position table")
+    vocab_size: int = setting(30522, "entries of the vocabulary, special ones included", "[1, inf)")
+    hidden_size: int = setting(768, "width of the encoder", "[1, inf)")
+    num_hidden_layers: int = setting(12, "number of encoder layers", "[1, inf)")
+    num_attention_heads: int = setting(12, "attention heads in each layer", "[1, inf)")
+    intermediate_size: int = setting(3072, "width of the feed-forward network", "[1, inf)")
+    max_position_embeddings: int = setting(512, "rows of the position table", "[1, inf)")
     hidden_act: str = setting("gelu", "activation", ("gelu", "gelu_new", "relu"))
-    hidden_dropout_prob: float = setting(0.1, "dropout after embeddings and sublayers")
-    attention_probs_dropout_prob: float = setting(0.1, "dropout on attention probabilities")
-    layer_norm_eps: float = setting(1e-12, "epsilon of every LayerNorm")
-    initializer_range: float = setting(0.02, "standard deviation of the initial weights")
+    hidden_dropout_prob: float = setting(0.1, "dropout after embeddings and sublayers", "[0, 1)")
+    attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights", "[0, 1)")
+    layer_norm_eps: float = setting(1e-12, "epsilon of every LayerNorm", "(0, inf)")
+    initializer_range: float = setting(0.02, "spread of the initial weights", "(0, inf)")
     attn_implementation: str = setting("sdpa", "readable or fused attention", ("eager", "sdpa"))
 
     def __post_init__(self):
-        _check_choices(self)
+        _check(type(self), vars(self))
         if self.model_type not in ("bert", "roberta", "distilbert"):
             raise UserError(f"model type {self.model_type!r} is not known; "
                             "use bert, roberta or distilbert")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"hidden size {self.hidden_size} is no multiple of "
                             f"{self.num_attention_heads} attention heads; change one of them")
-        sizes = (self.vocab_size, self.hidden_size, self.num_hidden_layers,
-                 self.num_attention_heads, self.intermediate_size, self.max_position_embeddings)
-        if min(sizes) < 1:
-            raise UserError("every size of the model must be at least 1; change the one that is not")
 
     @property
     def first_position(self) -> int:
@@ -109,51 +105,40 @@ class RunConfig:
     preset: str = setting("auto", "shape and budget; auto: tiny, on a GPU small",
                           ("auto", *BUDGETS))
     out: str = setting("", "the run folder; a Hugging Face folder when it is done")
-    steps: int = setting(0, "updates of the weights")
-    seed: int = setting(0, "of initial weights, order, pairs, masks and dropout")
+    steps: int = setting(1, "updates of the weights", "[1, inf)")
+    seed: int = setting(0, "of initial weights, order, pairs, masks and dropout", "[0, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
-    data_fraction: float = setting(1.0, "share of the training text that is used")
+    data_fraction: float = setting(1.0, "share of the training text that is used", "(0, 1]")
     tokenizer: str = setting("wordpiece", "BERT's WordPiece, uncased, or RoBERTa's byte-level BPE",
                              ("wordpiece", "bpe"))
     input_format: str = setting("full-sentences", "how text becomes sequences",
                                 ("segment-pair", "full-sentences", "doc-sentences"))
     nsp: bool = setting(False, "learn next sentence prediction (needs segment-pair)")
-    short_seq_prob: float = setting(0.1, "share of documents cut to shorter segment pairs")
+    short_seq_prob: float = setting(0.1, "share of documents cut to shorter segment pairs",
+                                    "[0, 1)")
     masking: str = setting("dynamic", "masks that repeat or new ones each epoch",
                            ("static", "dynamic"))
-    static_masks: int = setting(10, "how many different static masks (BERT's dupe_factor)")
-    mask_rate: float = setting(0.15, "share of tokens to predict")
+    static_masks: int = setting(10, "how many different static masks (BERT's dupe_factor)",
+                                "[1, inf)")
+    mask_rate: float = setting(0.15, "share of tokens to predict", "(0, 1]")
     whole_word_masking: bool = setting(False, "choose whole words instead of single tokens")
-    seq_length: int = setting(128, "tokens in a sequence, special tokens included")
-    batch_size: int = setting(256, "sequences in an update")
-    accumulation: int = setting(1, "parts into which an update is cut to fit the memory")
-    learning_rate: float = setting(1e-4, "peak, reached after the warm-up")
-    warmup: float = setting(0.1, "share of the steps that warm up")
-    weight_decay: float = setting(0.01, "decoupled; not on LayerNorms and biases")
-    adam_beta2: float = setting(0.999, "decay of Adam's second moment")
-    max_grad_norm: float = setting(1.0, "clip the gradient to this norm; 0: never")
-    eval_targets: int = setting(50_000, "masked tokens in the fixed evaluation set")
-    log_every: int = setting(50, "steps between lines of log.jsonl")
-    eval_every: int = setting(500, "steps between evaluations")
-    checkpoint_every: int = setting(500, "steps between checkpoints")
+    seq_length: int = setting(128, "tokens in a sequence, special tokens included", "[8, inf)")
+    batch_size: int = setting(256, "sequences in an update", "[1, inf)")
+    accumulation: int = setting(1, "parts of an update, to fit the memory", "[1, inf)")
+    learning_rate: float = setting(1e-4, "peak, reached after the warm-up", "(0, inf)")
+    warmup: float = setting(0.1, "share of the steps that warm up", "[0, 1)")
+    weight_decay: float = setting(0.01, "decoupled; not on LayerNorms and biases", "[0, inf)")
+    adam_beta2: float = setting(0.999, "decay of Adam's second moment", "[0, 1)")
+    max_grad_norm: float = setting(1.0, "clip the gradient to this norm; 0: never", "[0, inf)")
+    eval_targets: int = setting(50_000, "masked tokens in the fixed evaluation set", "[1, inf)")
+    log_every: int = setting(50, "steps between lines of log.jsonl", "[1, inf)")
+    eval_every: int = setting(500, "steps between evaluations", "[1, inf)")
+    checkpoint_every: int = setting(500, "steps between checkpoints", "[1, inf)")
 
     def __post_init__(self):
-        _check_choices(self)
+        _check(type(self), vars(self))
         if not self.out:
             raise UserError("--out is missing; name a folder for the run")
-        positive = ("steps", "static_masks", "batch_size", "accumulation", "eval_targets",
-                    "log_every", "eval_every", "checkpoint_every", "learning_rate")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise UserError(f"{_flag(name)} must be above 0; it is {getattr(self, name)}")
-        for name in ("data_fraction", "mask_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"{_flag(name)} must be above 0 and at most 1")
-        for name in ("warmup", "short_seq_prob", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{_flag(name)} must be at least 0 and below 1")
-        if self.seq_length < 8:
-            raise UserError(f"--seq-length must be at least 8; it is {self.seq_length}")
         if self.batch_size % self.accumulation:
             raise UserError(f"--batch-size {self.batch_size} does not divide into "
                             f"--accumulation {self.accumulation} equal parts; change one of them")
@@ -166,25 +151,24 @@ class RunConfig:
 class DistillConfig:
     """What distillation adds (Sanh et al. 2019, section 3)."""
     teacher: str = setting("", "the folder of a run or of a Hugging Face model")
-    student_layers: int = setting(0, "layers of the student; 0: half the teacher's")
+    student_layers: int = setting(0, "layers of the student; 0: half the teacher's", "[0, inf)")
     init: str = setting("teacher", "where the student's weights come from", ("teacher", "random"))
     # Paper: DistilBERT's released training command; section 3 of the paper names no weights.
-    alpha_kl: float = setting(5.0, "weight of the soft targets; 0 turns the term off")
-    alpha_mlm: float = setting(2.0, "weight of the hard labels; 0 turns the term off")
-    alpha_cos: float = setting(1.0, "weight of the hidden states' cosine; 0 turns the term off")
-    temperature: float = setting(2.0, "of the soft targets")
+    alpha_kl: float = setting(5.0, "weight of the soft targets; 0 turns the term off", "[0, inf)")
+    alpha_mlm: float = setting(2.0, "weight of the hard labels; 0 turns the term off", "[0, inf)")
+    alpha_cos: float = setting(1.0, "weight of the hidden states' cosine; 0 turns the term off",
+                               "[0, inf)")
+    temperature: float = setting(2.0, "of the soft targets", "(0, inf)")
     distill_positions: str = setting("predicted", "where teacher and student are compared",
                                      ("predicted", "all"))
 
     def __post_init__(self):
-        _check_choices(self)
+        _check(type(self), vars(self))
         if not self.teacher:
             raise UserError("--teacher is missing; name the folder of a trained run")
-        if self.temperature <= 0:
-            raise UserError(f"--temperature must be above 0; it is {self.temperature}")
-        alphas = (self.alpha_kl, self.alpha_mlm, self.alpha_cos)
-        if min(alphas) < 0 or not any(alphas):
-            raise UserError("the three --alpha weights must not be negative and not all 0")
+        if not (self.alpha_kl or self.alpha_mlm or self.alpha_cos):
+            raise UserError("nothing is left to learn from; give one of the three --alpha weights "
+                            "a value above 0")
 
 
 def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: type,
@@ -207,6 +191,7 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: 
     preset = pick_preset(given.get("preset", "auto"), given.get("device", "auto"))
     chosen = {**recipe, **SHAPES[preset], **BUDGETS[preset], "steps": steps[preset], **given,
               "preset": preset}
+    _check(other, chosen)
     take = lambda config: {item.name: chosen[item.name] for item in dataclasses.fields(config)
                            if item.name in chosen}
     return RunConfig(**take(RunConfig)), take(other)
@@ -238,24 +223,35 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_flag(group: Any, item: dataclasses.Field, default: Any) -> None:
-    kind = type(item.default)
+    kind, allowed = type(item.default), item.metadata["allowed"]
     shown = "" if default in ("", 0) else f" [{default}]"
     options: dict[str, Any] = dict(default=argparse.SUPPRESS, help=item.metadata["help"] + shown)
     if kind is bool:
         group.add_argument(_flag(item.name), action=argparse.BooleanOptionalAction, **options)
+    elif isinstance(allowed, tuple):
+        group.add_argument(_flag(item.name), choices=allowed, **options)
     else:
-        group.add_argument(_flag(item.name), type=kind, choices=item.metadata["choices"] or None,
-                           metavar=None if item.metadata["choices"] else kind.__name__.upper(),
-                           **options)
+        group.add_argument(_flag(item.name), type=kind, metavar=kind.__name__.upper(), **options)
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check_choices(config: Any) -> None:
+def _check(config: type, values: dict[str, Any]) -> None:
+    """Raise UserError at the first value that its field does not allow."""
     for item in dataclasses.fields(config):
-        value, choices = getattr(config, item.name), item.metadata.get("choices")
-        if choices and value not in choices:
-            raise UserError(f"{_flag(item.name)} {value!r} is not known; "
-                            f"choose one of {', '.join(choices)}")
+        allowed = item.metadata.get("allowed")
+        if not allowed or item.name not in values:
+            continue
+        value = values[item.name]
+        if isinstance(allowed, tuple):
+            if value not in allowed:
+                raise UserError(f"{_flag(item.name)} {value!r} is not known; "
+                                f"choose one of {', '.join(allowed)}")
+            continue
+        low, high = map(float, allowed[1:-1].split(","))
+        above = low <= value if allowed[0] == "[" else low < value
+        below = value <= high if allowed[-1] == "]" else value < high
+        if not (above and below):  # which is so for nan, too
+            raise UserError(f"{_flag(item.name)} must be in {allowed}; it is {value}")

@@ -56,9 +56,9 @@ def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
     held_out = max(2, round(HELD_OUT * count))
     if tokenizer is None:
         training = set(order[held_out:].tolist())
-        tokenizer = train_tokenizer((sentence for number, document in enumerate(read_documents(path))
-                                     if number in training for sentence in document),
-                                    kind, vocab_size)
+        sentences = lambda: (sentence for number, document in enumerate(read_documents(path))
+                             if number in training for sentence in document)
+        tokenizer = train_tokenizer(sentences, kind, vocab_size)
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenize(read_documents(path), tokenizer, folder, order, held_out)
 
@@ -75,7 +75,7 @@ def _find(corpus: str) -> Path:
             if done.returncode:  # the script has said why
                 sys.exit(done.returncode)
     if not path.exists():
-        names = ", ".join(sorted(file.stem for file in DATA.glob("*.py") if file.stem != "download"))
+        names = ", ".join(sorted({file.stem for file in DATA.glob("*.py")} - {"download"}))
         raise UserError(f"there is no corpus {corpus!r}: no such path, and the names are {names}")
     if path.is_dir() and not any(file.suffix in OPENERS for file in path.rglob("*")):
         raise UserError(f"{path} holds no .txt, .gz or .xz file; name a folder that does")

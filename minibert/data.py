@@ -9,6 +9,7 @@ import gzip
 import lzma
 import random
 import re
+import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -26,7 +27,7 @@ from minibert.masking import hash_bits
 from minibert.tokenizer import Specials, specials
 
 OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
-SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^\sa-z])|(?<=[。！？])")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^\sa-z])|(?<=[。！？])\s*(?=\S)")
 
 
 class Text(NamedTuple):
@@ -59,7 +60,8 @@ def read_documents(path: Path) -> Iterator[list[str]]:
     """
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in OPENERS)
+        files = sorted(file for file in path.rglob("*")
+                       if file.suffix in OPENERS and file.is_file())
     for file in files:
         sentences: list[str] = []
         try:
@@ -71,9 +73,8 @@ def read_documents(path: Path) -> Iterator[list[str]]:
                         yield sentences
                         sentences = []
         except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); "
-                            "convert it first") from None
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+            raise UserError(f"{file} is not UTF-8 ({error.reason}); convert it first") from None
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise UserError(f"{file} cannot be unpacked ({error}); copy it again") from None
         if sentences:
             yield sentences
@@ -86,6 +87,9 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer, folder: Path,
     order: (documents,) int64, a permutation. The tokens pass through a file, not the memory.
     """
     special = specials(tokenizer)
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy, to change how it reads
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text: brackets and a word
     dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32)
     lengths, counts = array("I"), array("I")  # tokens of each sentence, sentences of each document

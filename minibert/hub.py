@@ -67,8 +67,8 @@ _OURS_ONLY = ("next_sentence", "attn_implementation")
 def their_names(config: ModelConfig, name: str) -> tuple[str, ...]:
     """What `transformers` calls one of our parameters; two names where ours is two of theirs.
 
-    >>> their_names(ModelConfig(), "encoder.layers.3.attention.key_value.bias")
-    ('bert.encoder.layer.3.attention.self.key.bias', 'bert.encoder.layer.3.attention.self.value.bias')
+    >>> their_names(ModelConfig(), "encoder.layers.3.attention_norm.bias")
+    ('bert.encoder.layer.3.attention.output.LayerNorm.bias',)
     """
     if name == "decoder_bias":
         return (_HEADS[config.model_type][name],)
@@ -106,10 +106,10 @@ def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -
     _write_json(folder / "config.json", fields)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {f"{role}_token": tokenizer.id_to_token(id) for role, id in special._asdict().items()}
+    inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * (config.type_vocab_size == 2)
     _write_json(folder / "tokenizer_config.json",
-                {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_length,
-                 "model_input_names": ["input_ids", "attention_mask"]
-                 + ["token_type_ids"] * (config.type_vocab_size == 2), **names})
+                {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs,
+                 "model_max_length": config.max_length, **names})
 
 
 def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
@@ -121,9 +121,8 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     folder = Path(folder)
     theirs = _read_weights(folder)
     config = _read_config(folder, "cls.seq_relationship.weight" in theirs)
-    with torch.device("meta"):
-        shapes = MaskedLM(config).state_dict()
-    model = MaskedLM(config)
+    with torch.device("meta"):  # shapes without memory: the file's tensors become the weights
+        model = MaskedLM(config)
     decoder = _DECODERS[config.model_type]
     ignored = {f"{decoder}.weight", f"{decoder}.bias", "bert.embeddings.position_ids",
                "roberta.embeddings.position_ids", "roberta.pooler.dense.weight",
@@ -131,7 +130,7 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     if not config.next_sentence:
         ignored |= {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     ours = {}
-    for name, expected in shapes.items():
+    for name, expected in model.state_dict().items():
         names = their_names(config, name)
         if missing := [one for one in names if one not in theirs]:
             raise UserError(f"{folder} lacks the weight {missing[0]}; copy the folder again")
@@ -142,8 +141,12 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     if unknown := sorted(set(theirs) - ignored):
         raise UserError(f"{folder} holds the weight {unknown[0]}, which this model has no place "
                         "for; use a masked language model of BERT, RoBERTa or DistilBERT")
-    model.load_state_dict(ours)
-    return model, load_tokenizer(folder / "tokenizer.json")
+    model.load_state_dict(ours, assign=True)
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer knows {tokenizer.get_vocab_size()} tokens, the "
+                        f"model {config.vocab_size}; they do not belong together")
+    return model, tokenizer
 
 
 def _architecture(config: ModelConfig) -> str:

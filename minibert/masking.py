@@ -129,7 +129,7 @@ def _best_words(score: Tensor, candidate: Tensor, number: Tensor, continues: Ten
     word_score = torch.full_like(score, 2**32).scatter_reduce(
         1, word, torch.where(first, score, 2**32), "amin")
     taken, left = torch.zeros_like(candidate), number.clone()
-    for word_number in word_score.argsort(dim=1, stable=True).T:  # the best word of each row, the next
+    for word_number in word_score.argsort(dim=1, stable=True).T:  # each row's best word, its next
         fits = size.gather(1, word_number[:, None])[:, 0] <= left
         taken.scatter_(1, word_number[:, None], fits[:, None])
         left = left - torch.where(fits, size.gather(1, word_number[:, None])[:, 0], 0)

@@ -80,8 +80,8 @@ class Encoder(nn.Module):
                 token_type_ids: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Hidden states of the last layer: (B, S, H), or (B, M, H) at `positions` (B, M)."""
         if input_ids.shape[1] > self.config.max_length:
-            raise UserError(f"{input_ids.shape[1]} tokens are more than the {self.config.max_length}"
-                            " positions of this model; cut the input into shorter pieces")
+            raise UserError(f"{input_ids.shape[1]} tokens are more than this model's "
+                            f"{self.config.max_length} positions; cut the input into pieces")
         bias = None
         if attention_mask is not None:
             # Paper: google-research/bert adds -10000 to padded keys. It is exactly 0 after the

@@ -18,11 +18,11 @@ from minibert.errors import UserError
 NOT_COMPARED = ("out", "device")  # settings in which a run may differ from when it was started
 
 
-def finished(run: RunConfig) -> bool:
-    """Whether the run folder holds this very run, done. Says so if it does."""
+def finished(run: RunConfig, about: dict[str, Any]) -> bool:
+    """Whether the run folder holds this very run, done; says so. Raises UserError if another's."""
     done = (Path(run.out) / "metrics.json").exists()
     if done:
-        _compare(run)
+        _compare(run, about)
         print(f"{run.out}: finished before; nothing to do", flush=True)
     return done
 
@@ -39,7 +39,7 @@ def open_run(run: RunConfig, about: dict[str, Any]) -> None:
         write_json(out / "run.json", {"settings": dataclasses.asdict(run), **about, **machine()})
 
 
-def _compare(run: RunConfig, about: dict[str, Any] = {}) -> None:
+def _compare(run: RunConfig, about: dict[str, Any]) -> None:
     path = Path(run.out) / "run.json"
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
@@ -48,17 +48,20 @@ def _compare(run: RunConfig, about: dict[str, Any] = {}) -> None:
             from None
     here = json.loads(json.dumps({"settings": dataclasses.asdict(run), **about}))
     for group, values in here.items():
-        for name, value in (values if isinstance(values, dict) else {"": values}).items():
-            before = there[group].get(name) if isinstance(values, dict) else there.get(group)
-            if name not in NOT_COMPARED and before != value:
-                raise UserError(f"{run.out} holds a run with {name or group} {before!r}, not "
+        before = there.get(group)
+        if not isinstance(values, dict) or not isinstance(before, dict):
+            before, values = {group: before}, {group: values}
+        for name, value in values.items():
+            if name not in NOT_COMPARED and before.get(name) != value:
+                raise UserError(f"{run.out} holds a run with {name} {before.get(name)!r}, not "
                                 f"{value!r}; give it the same settings or another --out")
 
 
 def machine() -> dict[str, Any]:
     """What a result depends on besides its settings: versions, machine and commit."""
     root = Path(__file__).resolve().parent
-    commit = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=root, capture_output=True, text=True)
+    commit = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=root,
+                            capture_output=True, text=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "tokenizers": tokenizers.__version__},

@@ -1,5 +1,5 @@
 """WordPiece (BERT) or byte-level BPE (RoBERTa), trained with the `tokenizers` library."""
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,28 +24,30 @@ class Specials(NamedTuple):
     mask: int
 
 
-def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokenizer:
-    """Learn a vocabulary from text.
+def train_tokenizer(texts: Callable[[], Iterable[str]], kind: str, vocab_size: int) -> Tokenizer:
+    """Learn a vocabulary from text: the same one whenever the text is the same.
 
-    texts: sentences or paragraphs. kind: "wordpiece", lower-cased as in bert-base-uncased, or
-    "bpe". Returns a tokenizer of exactly vocab_size entries. Raises UserError when the text does
-    not support that many.
+    texts: gives the sentences or paragraphs, each time it is called. kind: "wordpiece",
+    lower-cased as in bert-base-uncased, or "bpe". Returns a tokenizer of exactly vocab_size
+    entries. Raises UserError when the text does not support that many, or needs more.
     """
     if kind == "wordpiece":
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(WORDPIECE),
-                                            show_progress=False)
+        # The library numbers the ##characters in an order that changes from run to run, and ties
+        # between merges go by number. So they are collected first, then given in sorted order.
+        found = _train_wordpiece(texts(), list(WORDPIECE), vocab_size=0).get_vocab()
+        characters = sorted(token for token in found if token.startswith("##"))
+        trained = _train_wordpiece(texts(), [*WORDPIECE, *characters], vocab_size)
+        tokenizer = _wordpiece(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+        tokenizer.add_special_tokens(list(WORDPIECE))
+        first, last, pair = "[CLS]", "[SEP]", "$A [SEP] $B:1 [SEP]:1"
     else:
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(BYTE_BPE),
-                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                                      show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator(texts(), trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=list(BYTE_BPE), show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
+        first, last, pair = "<s>", "</s>", "$A </s> </s> $B </s>"
     size = tokenizer.get_vocab_size()
     if size > vocab_size:
         raise UserError(f"--vocab-size {vocab_size} has no room for the {size} characters and "
@@ -53,11 +55,24 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int) -> Tokeniz
     if size < vocab_size:
         raise UserError(f"the text supports a vocabulary of {size} entries only; "
                         f"use --vocab-size {size} or less, or more text")
-    separators = "$A [SEP] $B:1 [SEP]:1" if kind == "wordpiece" else "$A </s> </s> $B </s>"
-    first, last = ("[CLS]", "[SEP]") if kind == "wordpiece" else ("<s>", "</s>")
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}", pair=f"{first} {separators}",
+        single=f"{first} $A {last}", pair=f"{first} {pair}",
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in (first, last)])
+    return tokenizer
+
+
+def _wordpiece(model: models.WordPiece) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _train_wordpiece(texts: Iterable[str], first: list[str], vocab_size: int) -> Tokenizer:
+    tokenizer = _wordpiece(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=first, show_progress=False))
     return tokenizer
 
 

@@ -4,7 +4,6 @@ A script builds a `Training` and iterates over it: one Batch for each update of 
 calls `backward` for each part of the update and `update` at its end; the rest happens in here.
 """
 import contextlib
-import dataclasses
 import hashlib
 import json
 import math
@@ -96,7 +95,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
             eps=1e-6, fused=True)
-        open_run(run, {"model": dataclasses.asdict(model.config), **about})
+        open_run(run, about)
         self._resume()
         self.interrupted = 0
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -238,7 +237,8 @@ class Training:
             print(f"{self.out}: goes on at step {self.step} of {self.run.steps}", flush=True)
             lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
         # What was logged after the checkpoint will be logged again.
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
+        kept = [line for line in lines
+                if line.endswith("}") and json.loads(line)["step"] <= self.step]
         (self.out / "log.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 

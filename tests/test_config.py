@@ -71,8 +71,8 @@ def other_value(item, now):
         return SPECIAL[item.name]
     if isinstance(now, bool):
         return not now
-    if item.metadata["choices"]:
-        return next(choice for choice in item.metadata["choices"] if choice != now)
+    if isinstance(item.metadata["allowed"], tuple):
+        return next(choice for choice in item.metadata["allowed"] if choice != now)
     return (now or item.default or 1) * 2
 
 
@@ -255,6 +255,7 @@ BAD = [  # script, flags, and what the line must say
     ("bert", "--steps 1.5", "--steps"),
     ("bert", "--steps 0", "--steps"),
     ("bert", "--steps -3", "--steps"),
+    ("bert", "--seed -1", "--seed"),
     ("bert", "--batch-size 0", "--batch-size"),
     ("bert", "--accumulation 0", "--accumulation"),
     ("bert", "--batch-size 10 --accumulation 4", "--accumulation"),
@@ -277,18 +278,20 @@ BAD = [  # script, flags, and what the line must say
     ("bert", "--warmup 1", "--warmup"),
     ("bert", "--short-seq-prob -0.1", "--short-seq-prob"),
     ("bert", "--adam-beta2 1", "--adam-beta2"),
-    ("bert", "--input-format full-sentences", "--nsp"),
+    ("bert", "--input-format full-sentences", "--no-nsp"),
     ("roberta", "--nsp", "segment-pair"),
     ("bert", "--hidden-size 100 --num-attention-heads 3", "100"),
-    ("bert", "--hidden-size 0", "at least 1"),
-    ("bert", "--num-attention-heads 0", "at least 1"),
-    ("bert", "--num-hidden-layers 0", "at least 1"),
-    ("bert", "--max-position-embeddings 0", "at least 1"),
+    ("bert", "--hidden-size 0", "--hidden-size"),
+    ("bert", "--num-attention-heads 0", "--num-attention-heads"),
+    ("bert", "--num-hidden-layers 0", "--num-hidden-layers"),
+    ("bert", "--max-position-embeddings 0", "--max-position-embeddings"),
     ("bert", "--hidden-dropout-prob 1.5", "--hidden-dropout-prob"),
     ("bert", "--attention-probs-dropout-prob -0.1", "--attention-probs-dropout-prob"),
     ("bert", "--initializer-range 0", "--initializer-range"),
     ("bert", "--layer-norm-eps -1", "--layer-norm-eps"),
-    ("distill", "--alpha-kl -1", "--alpha"),
+    ("distill", "--student-layers -1", "--student-layers"),
+    ("distill", "--alpha-kl -1", "--alpha-kl"),
+    ("distill", "--alpha-cos inf", "--alpha-cos"),
     ("distill", "--alpha-kl 0 --alpha-mlm 0 --alpha-cos 0", "--alpha"),
     ("distill", "--temperature 0", "--temperature"),
     ("distill", "--temperature -2", "--temperature"),

@@ -126,7 +126,7 @@ def test_documents_without_tokens_are_left_out(tmp_path, kind):
 def test_padding_and_truncation_of_a_given_tokenizer(tmp_path):
     """Would catch: a tokenizer's own padding or cut, done to each sentence (trap 6)."""
     path = write_text(tmp_path / "a.txt", make_documents(12))
-    tokenizer = train_tokenizer(TEXT, "bpe", 280)
+    tokenizer = train_tokenizer(lambda: TEXT, "bpe", 280)
     plain = prepare(path, "", 0, tokenizer)[1]
     tokenizer.enable_padding(pad_id=0, pad_token="<pad>")
     tokenizer.enable_truncation(8)
@@ -161,7 +161,7 @@ def test_prepared_anew_when_something_changed(tmp_path):
     again()
     again(vocab_size=290)
     again(kind="wordpiece", vocab_size=70)
-    again(tokenizer=train_tokenizer(TEXT, "bpe", 280))
+    again(tokenizer=train_tokenizer(lambda: TEXT, "bpe", 280))
     write_text(path, documents[:-1] + [["this is of the same length"]])
     again()
     assert len({fingerprint for *_, fingerprint in seen}) == 5
@@ -339,7 +339,7 @@ def test_too_few_documents(tmp_path, content, count):
 @pytest.mark.parametrize("kind", KINDS)
 def test_trained_twice_is_the_same(kind):
     """Would catch: ids in random order, so that no other machine can repeat a run (trap 12)."""
-    one, two = (train_tokenizer(TEXT, kind, SIZES[kind]) for _ in range(2))
+    one, two = (train_tokenizer(lambda: TEXT, kind, SIZES[kind]) for _ in range(2))
     assert one.get_vocab() == two.get_vocab()
     assert one.to_str() == two.to_str()
 
@@ -347,7 +347,7 @@ def test_trained_twice_is_the_same(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_vocabulary_has_the_size_that_was_asked_for(kind):
     """Would catch: another size than the model's table has rows, or ids with gaps."""
-    vocabulary = train_tokenizer(TEXT, kind, SIZES[kind]).get_vocab()
+    vocabulary = train_tokenizer(lambda: TEXT, kind, SIZES[kind]).get_vocab()
     assert sorted(vocabulary.values()) == list(range(SIZES[kind]))
     names = WORDPIECE if kind == "wordpiece" else BYTE_BPE
     assert [vocabulary[name] for name in names] == [0, 1, 2, 3, 4]
@@ -358,10 +358,10 @@ def test_vocabulary_that_does_not_fit(kind):
     """Would catch: an error that does not name the size that would do, or a wrong one."""
     for wrong in (20, 5000):
         with pytest.raises(UserError) as caught:
-            train_tokenizer(TEXT, kind, wrong)
+            train_tokenizer(lambda: TEXT, kind, wrong)
         size = int(str(caught.value).split("use --vocab-size ")[1].split()[0])
         assert size != wrong
-        assert train_tokenizer(TEXT, kind, size).get_vocab_size() == size
+        assert train_tokenizer(lambda: TEXT, kind, size).get_vocab_size() == size
 
 
 @pytest.mark.parametrize("kind, names, pair, types", [
@@ -369,7 +369,7 @@ def test_vocabulary_that_does_not_fit(kind):
     ("bpe", BYTE_BPE, "<s> A </s> </s> B </s>", [0, 0, 0, 0, 0, 0])])
 def test_pairs_of_the_tokenizer(kind, names, pair, types):
     """Would catch: RoBERTa's pairs with one </s>, or BERT's without token types (trap 1)."""
-    tokenizer = train_tokenizer(["a b c d"] * 4, kind, 9 if kind == "wordpiece" else 265)
+    tokenizer = train_tokenizer(lambda: ["a b c d"] * 4, kind, 9 if kind == "wordpiece" else 265)
     encoding = tokenizer.encode("a", "b")
     shown = [token.replace("Ġ", "").replace("a", "A").replace("b", "B") if token not in names
              else token for token in encoding.tokens]
@@ -382,7 +382,7 @@ def test_pairs_of_the_tokenizer(kind, names, pair, types):
 @pytest.mark.parametrize("kind", KINDS)
 def test_specials(tmp_path, kind):
     """Would catch: the roles of the special tokens mixed up, before or after a file (trap 5)."""
-    tokenizer = train_tokenizer(TEXT, kind, SIZES[kind])
+    tokenizer = train_tokenizer(lambda: TEXT, kind, SIZES[kind])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     for found in (tokenizer, load_tokenizer(tmp_path / "tokenizer.json")):
         special = specials(found)
@@ -394,7 +394,7 @@ def test_specials(tmp_path, kind):
 
 def test_tokenizer_without_a_special_token():
     """Would catch: a missing [MASK] that becomes id None, or 0, deep in a run (trap 9)."""
-    broken = train_tokenizer(TEXT, "wordpiece", 70).to_str().replace("[MASK]", "[HIDE]")
+    broken = train_tokenizer(lambda: TEXT, "wordpiece", 70).to_str().replace("[MASK]", "[HIDE]")
     with pytest.raises(UserError, match="special tokens"):
         specials(Tokenizer.from_str(broken))
 
@@ -402,7 +402,7 @@ def test_tokenizer_without_a_special_token():
 @pytest.mark.parametrize("kind", KINDS)
 def test_continuations(kind):
     """Would catch: Ġ read like ##, although it starts a word and ## continues one (trap 42)."""
-    tokenizer = train_tokenizer(TEXT, kind, SIZES[kind])
+    tokenizer = train_tokenizer(lambda: TEXT, kind, SIZES[kind])
     continues = continuations(tokenizer)
     assert continues.shape == (SIZES[kind],) and continues.dtype == torch.bool
     assert not continues[list(specials(tokenizer))].any()
@@ -414,16 +414,16 @@ def test_continuations(kind):
 
 def test_wordpiece_is_uncased_and_bpe_is_not():
     """Would catch: capitals and accents told apart by BERT, or lost by RoBERTa; bytes unknown."""
-    wordpiece = train_tokenizer([*TEXT, "cafe"], "wordpiece", 70)
+    wordpiece = train_tokenizer(lambda: [*TEXT, "cafe"], "wordpiece", 70)
     assert wordpiece.encode("Café HARBOUR").ids == wordpiece.encode("cafe harbour").ids
-    bpe = train_tokenizer(TEXT, "bpe", 280)
+    bpe = train_tokenizer(lambda: TEXT, "bpe", 280)
     assert bpe.decode(bpe.encode("Café 日本 🙂").ids) == " Café 日本 🙂"
     assert specials(bpe).unk not in bpe.encode("日本 🙂").ids
 
 
 def test_word_in_front_is_a_word_like_others():
     """Would catch: no Ġ on the first word: another token than in mid-sentence (trap 42)."""
-    bpe = train_tokenizer(TEXT, "bpe", 280)
+    bpe = train_tokenizer(lambda: TEXT, "bpe", 280)
     alone = bpe.encode("harbour", add_special_tokens=False).ids
     assert bpe.encode("wall harbour", add_special_tokens=False).ids[-len(alone):] == alone
 

@@ -154,7 +154,7 @@ def run(tmp_path_factory):
     sentence = lambda: " ".join(draw.choices(words, k=draw.randint(2, 9))) + "."
     documents = ["\n".join(sentence() for _ in range(8)) for _ in range(12)]
     (folder / "text.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    tokenizer = train_tokenizer(documents, "wordpiece", TINY["vocab_size"])
+    tokenizer = train_tokenizer(lambda: documents, "wordpiece", TINY["vocab_size"])
     dropout = dict(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     for name, shape in (("bert", BERT), ("roberta", ROBERTA), ("dropout", dropout)):
         save_pretrained(make_teacher(**shape), tokenizer, folder / name)

@@ -401,7 +401,7 @@ def test_every_word_is_chosen_equally_often():
 def test_whole_words_of_both_tokenizers(kind, vocab_size):
     """Would catch: byte-level BPE's marks, which start a word, read like WordPiece's (trap 42)."""
     sentence = "an unbelievably long afternoon passed over the unremarkable northern harbour town"
-    tokenizer = train_tokenizer([sentence] * 3, kind, vocab_size)
+    tokenizer = train_tokenizer(lambda: [sentence] * 3, kind, vocab_size)
     encoding, special = tokenizer.encode(sentence), specials(tokenizer)
     ids = torch.tensor([encoding.ids] * 300)
     assert len(encoding.ids) > 3 + len(sentence.split())  # there are words of several pieces
