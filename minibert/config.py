@@ -144,7 +144,7 @@ class RunConfig:
                             f"--accumulation {self.accumulation} equal parts; change one of them")
         if self.nsp and self.input_format != "segment-pair":
             raise UserError("--nsp needs pairs to judge; add --input-format segment-pair "
-                            "or leave --nsp out")
+                            "or --no-nsp")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 """Prepared corpora and their tokenizers: what is trained on, held out, read again or refused."""
 import gzip
+import hashlib
+import itertools
+import random
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +73,9 @@ def test_held_out_documents_are_drawn(tmp_path):
     documents = make_documents(50)
     tokenizer, text, held_out, _ = prepare(write_text(tmp_path / "a.txt", documents), "bpe", 280)
     train, rest = sentences_of(text, tokenizer), sentences_of(held_out, tokenizer)
-    assert rest not in (documents[:4], documents[-4:])
-    assert train != [document for document in documents if document in train]
+    assert sorted(rest) not in (sorted(documents[:4]), sorted(documents[-4:]))
+    in_order = [document for document in documents if document in train]
+    assert train not in (in_order, in_order[::-1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,9 +154,9 @@ def test_prepared_once(tmp_path, monkeypatch, data_folder):
 
 def test_prepared_anew_when_something_changed(tmp_path):
     """Would catch: the tokens of an older text, vocabulary or tokenizer used as if it were this."""
-    path = tmp_path / "a.txt"
-    documents = make_documents(12)
-    seen = []
+    draw = random.Random(0)  # words of random letters, so that both kinds can have 280 entries
+    documents = [[*document, "".join(draw.sample(LETTERS, 26))] for document in make_documents(12)]
+    path, seen = tmp_path / "a.txt", []
 
     def again(kind="bpe", vocab_size=280, tokenizer=None):
         seen.append(prepare(str(path), kind, vocab_size, tokenizer))
@@ -160,20 +164,21 @@ def test_prepared_anew_when_something_changed(tmp_path):
     write_text(path, documents)
     again()
     again(vocab_size=290)
-    again(kind="wordpiece", vocab_size=70)
+    again(kind="wordpiece")
     again(tokenizer=train_tokenizer(lambda: TEXT, "bpe", 280))
-    write_text(path, documents[:-1] + [["this is of the same length"]])
+    again(tokenizer=train_tokenizer(lambda: TEXT[:6], "bpe", 280))
+    path.write_text(path.read_text().replace("amber", "zebra"))  # as long as before
     again()
-    assert len({fingerprint for *_, fingerprint in seen}) == 5
-    assert [found[0].get_vocab_size() for found in seen] == [280, 290, 70, 280, 280]
-    for old, new in zip(seen, seen[1:]):
+    assert len({fingerprint for *_, fingerprint in seen}) == 6
+    assert [found[0].get_vocab_size() for found in seen] == [280, 290, 280, 280, 280, 280]
+    for old, new in itertools.combinations(seen, 2):
         assert not np.array_equal(old[1].tokens, new[1].tokens)
 
 
 def test_change_in_a_folder_is_seen(tmp_path):
-    """Would catch: a file that was added to a folder, or changed in it, passed over."""
+    """Would catch: a file added to a folder, or changed, passed over; a folder read as a file."""
     folder = tmp_path / "folder"
-    folder.mkdir()
+    (folder / "old.txt").mkdir(parents=True)
     write_text(folder / "a.txt", make_documents(12))
     prints = [prepare(str(folder), "bpe", 280)[3]]
     write_text(folder / "b.txt", make_documents(1))
@@ -186,12 +191,13 @@ def test_change_in_a_folder_is_seen(tmp_path):
 
 
 def test_fingerprint_is_that_of_the_content(tmp_path):
-    """Would catch: a fingerprint of the path or the date, so that two machines cannot compare."""
+    """Would catch: a fingerprint of path, date or Python version: two machines cannot compare."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_text(tmp_path / name / "c.txt", make_documents(12))
     one, two = (prepare(str(tmp_path / name / "c.txt"), "bpe", 280) for name in ("a", "b"))
-    assert one[3] == two[3] and len(one[3]) == 64
+    content = hashlib.sha256((tmp_path / "a" / "c.txt").read_bytes()).digest()
+    assert one[3] == two[3] == hashlib.sha256(b"bpe 280" + content).hexdigest()
 
 
 def test_where_it_is_kept(tmp_path, data_folder, monkeypatch):
