@@ -66,7 +66,7 @@ test: setup
 # Everything `make all` does, at a toy budget: whether it works, not how well.
 smoke:
 	@$(MAKE) --no-print-directory all RUNS=runs/smoke PRESET=tiny \
-		FLAGS="--steps 40 --log-every 10 --eval-every 20 --checkpoint-every 20 --eval-targets 4000"
+		FLAGS="--steps 20 --log-every 10 --eval-every 20 --checkpoint-every 10 --eval-targets 4000"
 
 clean:
 	rm -rf runs data/prepared

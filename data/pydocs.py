@@ -4,7 +4,9 @@ import hashlib
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +25,10 @@ MIN_PROSE = 0.85  # share of letters and spaces in a paragraph; signatures and t
 MIN_CHARACTERS = 200  # of a document
 
 
-def harvest(roots: dict[str, Path]) -> list[tuple[str, str, str]]:
+def harvest(roots: dict[str, Path], each: Callable = map) -> list[tuple[str, str, str]]:
     """Return (package, module, text) of the modules under `roots` (package -> its folder) that
-    hold enough prose, in order of name; files that do not parse are left out."""
+    hold enough prose, in order of name; files that do not parse are left out. each: `map`, or one
+    that shares the files out among processes."""
     files = []
     for package, folder in roots.items():
         for path in folder.rglob("*.py"):
@@ -35,8 +38,9 @@ def harvest(roots: dict[str, Path]) -> list[tuple[str, str, str]]:
                 files.append((".".join(names).removesuffix(".__init__"), package, path))
     seen = set()  # over the whole corpus: packages copy from one another
     documents = []
-    for module, package, path in sorted(files):
-        new = [text for text in dict.fromkeys(_paragraphs(path)) if text not in seen]
+    files.sort()
+    for (module, package, _), found in zip(files, each(_paragraphs, [file[2] for file in files])):
+        new = [text for text in dict.fromkeys(found) if text not in seen]
         seen.update(new)
         text = "\n".join(new)
         if len(text) >= MIN_CHARACTERS:
@@ -87,7 +91,8 @@ def main() -> None:
             versions.append(f"{package} {version(package)}")
         else:
             print(f"{package} is not installed; going on without it")
-    documents = harvest(roots)
+    with ProcessPoolExecutor() as pool:
+        documents = harvest(roots, partial(pool.map, chunksize=32))
     text = ("\n\n".join(text for _, _, text in documents) + "\n").encode()
     origins = [f"{package}\t{module}\n".encode() for package, module, _ in documents]
     write_aside(path.with_suffix(".tsv"), origins)  # first: whoever finds the text finds this too
