@@ -12,6 +12,9 @@ def run_cli(main: Callable[[], None]) -> None:
     """Run a command's `main`, turning what the user can put right into one line and exit code 2."""
     try:
         main()
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         sys.exit(_line(str(error)))
     except OSError as error:

@@ -128,13 +128,14 @@ def test_documents_without_tokens_are_left_out(tmp_path, kind):
 
 
 def test_padding_and_truncation_of_a_given_tokenizer(tmp_path):
-    """Would catch: a tokenizer's own padding or cut, done to each sentence (trap 6)."""
+    """Would catch: its padding or cut done to each sentence, or taken from the caller (trap 6)."""
     path = write_text(tmp_path / "a.txt", make_documents(12))
     tokenizer = train_tokenizer(lambda: TEXT, "bpe", 280)
     plain = prepare(path, "", 0, tokenizer)[1]
     tokenizer.enable_padding(pad_id=0, pad_token="<pad>")
     tokenizer.enable_truncation(8)
     assert np.array_equal(prepare(path, "", 0, tokenizer)[1].tokens, plain.tokens)
+    assert tokenizer.padding and tokenizer.truncation and not tokenizer.encode_special_tokens
 
 
 # Prepared once, and again when something changed.
