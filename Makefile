@@ -25,7 +25,7 @@ UNTAUGHT = --init random --alpha-kl 0 --alpha-cos 0
 STUDENTS = distilbert distilbert-untaught distilroberta distilroberta-untaught
 MODELS   = bert roberta $(STUDENTS)
 
-.PHONY: all models setup data $(MODELS) test smoke clean
+.PHONY: all models setup data $(MODELS) test parity smoke clean
 
 all: setup
 	@$(MAKE) --no-print-directory data
@@ -62,6 +62,14 @@ distilroberta-untaught: roberta
 
 test: setup
 	$(PY) -m pytest
+
+# Our encoder against `transformers`; it needs packages that nothing else here needs.
+parity: setup $(if $(filter .venv/bin/python,$(PY)),.venv/parity)
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -o addopts="-q" tests/parity
+
+.venv/parity: .venv/ready requirements-hf.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-hf.txt
+	touch .venv/parity
 
 # Everything `make all` does, at a toy budget: whether it works, not how well.
 smoke:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from minibert.data import OPENERS, Text, load_text, read_documents, tokenize
+from minibert.data import Text, load_text, read_documents, text_files, tokenize
 from minibert.errors import UserError
 from minibert.masking import hash_bits
 from minibert.tokenizer import load_tokenizer, train_tokenizer
@@ -74,10 +74,10 @@ def _find(corpus: str) -> Path:
             done = subprocess.run([sys.executable, script], env={**os.environ, "PYTHONPATH": paths})
             if done.returncode:  # the script has said why
                 sys.exit(done.returncode)
-    if not path.exists():
+    if not corpus or not path.exists():
         names = ", ".join(sorted({file.stem for file in DATA.glob("*.py")} - {"download"}))
         raise UserError(f"there is no corpus {corpus!r}: no such path, and the names are {names}")
-    if path.is_dir() and not any(file.suffix in OPENERS for file in path.rglob("*")):
+    if not text_files(path):
         raise UserError(f"{path} holds no .txt, .gz or .xz file; name a folder that does")
     return path
 
@@ -85,12 +85,12 @@ def _find(corpus: str) -> Path:
 def _fingerprint(path: Path, tokenizer: str) -> str:
     """SHA-256 of the tokenizer's settings and of every byte of the text."""
     digest = hashlib.sha256(tokenizer.encode())
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    for file in files:
-        if file == path or file.suffix in OPENERS:
-            with open(file, "rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest()
-                              if sys.version_info >= (3, 11) else content.read())
+    for file in text_files(path):
+        content = hashlib.sha256()
+        with open(file, "rb") as blocks:
+            while block := blocks.read(2**20):
+                content.update(block)
+        digest.update(content.digest())
     return digest.hexdigest()
 
 

@@ -58,11 +58,7 @@ def read_documents(path: Path) -> Iterator[list[str]]:
     A blank line ends a document; within one, a line or what looks like the end of a sentence
     ends a sentence. Raises UserError when a file is not UTF-8 or cut short.
     """
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*")
-                       if file.suffix in OPENERS and file.is_file())
-    for file in files:
+    for file in text_files(path):
         sentences: list[str] = []
         try:
             with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8-sig") as lines:
@@ -78,6 +74,13 @@ def read_documents(path: Path) -> Iterator[list[str]]:
             raise UserError(f"{file} cannot be unpacked ({error}); copy it again") from None
         if sentences:
             yield sentences
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file itself, or a folder's .txt, .gz and .xz files in order of name."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix in OPENERS and file.is_file())
 
 
 def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer, folder: Path,
@@ -110,6 +113,8 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer, folder: Path,
     starts = sizes.cumsum() - sizes
     for part, chosen in (("held-out", order[:held_out]), ("train", order[held_out:])):
         chosen = chosen[counts[chosen] > 0]
+        if not len(chosen):
+            raise UserError("too few documents hold any text; add some, with a blank line between")
         tokens = np.lib.format.open_memmap(folder / f"{part}.tokens.npy", "w+", dtype,
                                            (int(sizes[chosen].sum()),))
         end = 0

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # the label of a slot that holds no prediction; torch's own convention
@@ -69,9 +70,9 @@ def mask_tokens(input_ids: Tensor, index: Tensor, *, seed: int, epoch: int, voca
         chosen = _best(score, candidate, number)
     else:
         chosen = _best_words(score, candidate, number, continues[input_ids])
-    positions = torch.where(chosen, position, S).sort(dim=1).values[:, :M]  # unused slots hold S
-    used = positions < S
-    positions = torch.where(used, positions, 0)
+    slots = torch.where(chosen, position, S).sort(dim=1).values[:, :M]  # unused slots hold S
+    used = slots < S
+    positions = torch.where(used, slots, 0)
 
     # Paper: of ten chosen tokens eight become [MASK], one a random word and one stays as it is.
     original = input_ids.gather(1, positions)
@@ -81,7 +82,8 @@ def mask_tokens(input_ids: Tensor, index: Tensor, *, seed: int, epoch: int, voca
     random_word = words[hash_bits(seed, epoch, "word", row, positions) % len(words)]
     draw = hash_bits(seed, epoch, "hide", row, positions) % 10
     hidden = torch.where(draw < 8, mask_id, torch.where(draw == 8, random_word, original))
-    inputs = input_ids.scatter(1, positions, torch.where(used, hidden, original))
+    one_wider = F.pad(input_ids, (0, 1))  # its last column takes what unused slots write
+    inputs = one_wider.scatter(1, slots, hidden)[:, :S]
     return inputs, positions, torch.where(used, original, IGNORE)
 
 

@@ -60,7 +60,9 @@ class MaskedLM(nn.Module):
         if self.config.next_sentence:
             nsp_logits = self.nsp_head(torch.tanh(self.pooler(hidden[:, 0])))
             hidden = hidden if positions is None else hidden[:, 1:]
-        activation = ACTIVATIONS[self.config.hidden_act]
+        # In `transformers` RoBERTa's head has the exact GELU, whatever hidden_act says.
+        roberta = self.config.model_type == "roberta"
+        activation = F.gelu if roberta else ACTIVATIONS[self.config.hidden_act]
         transformed = self.transform_norm(activation(self.transform(hidden)))
         # Paper: the decoder is the word embedding table itself, with a bias of its own.
         words = self.encoder.embeddings.word.weight  # (V, H)

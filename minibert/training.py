@@ -88,7 +88,8 @@ class Training:
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
         self.window: list[dict[str, Tensor]] = []  # the steps since the last line of the log
         self.terms: dict[str, Tensor] = {}  # the losses of the update in hand
-        self.batches = Batches(text, run, specials(tokenizer), self.device, masker.copy)
+        self.batches = Batches(text.fraction(run.data_fraction), run, specials(tokenizer),
+                               self.device, masker.copy)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
                           for kind in EVAL_FORMATS}
         # Departure: torch's AdamW corrects the bias of Adam's first steps; BERT's own does not.

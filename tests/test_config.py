@@ -323,7 +323,6 @@ def test_bad_settings_end_in_one_line(script, flags, expected, monkeypatch, caps
 def test_negative_vocabulary_is_refused(tmp_path, monkeypatch, capsys):
     """Would catch: a size that reaches the tokenizer's trainer before anyone has looked at it."""
     (tmp_path / "text.txt").write_text("\n\n".join(["One two. Three."] * 5), encoding="utf-8")
-    monkeypatch.setattr("minibert.corpus.DATA", tmp_path)
     monkeypatch.setattr(sys, "argv", ["script.py", "--out", str(tmp_path / "run"), "--vocab-size",
                                       "-4", "--corpus", str(tmp_path / "text.txt")])
     with pytest.raises(SystemExit) as ended:

@@ -192,7 +192,6 @@ def run_distill(folder, out, teacher, flags):
         return noted
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minibert.corpus.DATA", folder)
         patch.setattr("signal.signal", lambda *_: None)
         patch.setattr(distill, "load_pretrained", load)
         patch.setattr(distill, "make_student", make_and_watch)
@@ -274,7 +273,8 @@ def repeated(calls):
 
 
 def noise(values, places):
-    return places[:, :, None] * torch.randn(values.shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return places[:, :, None] * torch.randn(values.shape, generator=generator)
 
 
 def test_predictions_are_compared_by_default(run):

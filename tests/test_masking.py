@@ -90,7 +90,9 @@ def test_exact_count(length, count):
     """Would catch: 15% drawn for each token, int() for round(), or half rounded up (trap 10)."""
     ids = make_ids(40, length)
     ids[:, 1] = 7
-    assert ((mask(ids)[2] != IGNORE).sum(1) == count).all()
+    padded = F.pad(ids, (0, 20), value=PAD)  # here there are more slots than predictions
+    for rows in (ids, padded):
+        assert ((mask(rows)[2] != IGNORE).sum(1) == count).all()
 
 
 def test_count_in_rows_of_different_length():

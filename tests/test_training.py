@@ -134,6 +134,15 @@ def test_trap_35_overfits_one_batch():
     assert right.float().mean() > 0.95
 
 
+def test_data_fraction_is_used(toy_text, tmp_path, run_script):
+    """Catches a flag without effect: less text is seen more often in as many steps."""
+    for share in ("1", "0.3"):
+        run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--steps", 40,
+                   "--data-fraction", share, "--out", tmp_path / share)
+    epochs = [log(tmp_path / share)[-2]["epoch"] for share in ("1", "0.3")]
+    assert epochs[1] >= 2 * epochs[0] > 0
+
+
 # ---- evaluation
 
 
