@@ -1,5 +1,6 @@
-"""python -m minibert prepare | info | table: what is not a recipe."""
+"""python -m minibert prepare | info | table | fill-mask: what is not a recipe."""
 import argparse
+import sys
 
 from minibert.config import BUDGETS, ModelConfig, pick_preset
 from minibert.errors import run_cli
@@ -17,12 +18,20 @@ def main():
     info.add_argument("run", help="a run folder")
     table = commands.add_parser("table", help="finished runs side by side")
     table.add_argument("runs", nargs="+", help="run folders")
+    blanks = commands.add_parser("fill-mask", help="the likeliest words for [MASK] in a text")
+    blanks.add_argument("runs", nargs="+", help="run folders, shown side by side")
+    blanks.add_argument("text", help='text with [MASK] in it; "-" reads lines from stdin')
+    blanks.add_argument("--top", type=int, default=5, help="words to show [5]")
     args = parser.parse_args()
 
     if args.command == "prepare":
         from minibert.corpus import describe
         vocab_size = ModelConfig.preset(pick_preset(args.preset)).vocab_size
         print(describe(args.corpus, args.tokenizer, vocab_size))
+    elif args.command == "fill-mask":
+        from minibert.fill_mask import fill_mask
+        for text in sys.stdin.read().splitlines() if args.text == "-" else [args.text]:
+            print(fill_mask(args.runs, text, args.top))
     else:
         from minibert import report
         print(report.info(args.run) if args.command == "info" else report.family_table(args.runs))

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from minibert.data import Text, load_text, read_documents, text_files, tokenize
+from minibert.data import (SENTENCE_END, Text, load_text, read_documents, text_files,
+                           tokenize)
 from minibert.errors import UserError
 from minibert.masking import hash_bits
 from minibert.tokenizer import load_tokenizer, train_tokenizer
@@ -83,8 +84,9 @@ def _find(corpus: str) -> Path:
 
 
 def _fingerprint(path: Path, tokenizer: str) -> str:
-    """SHA-256 of the tokenizer's settings and of every byte of the text."""
-    digest = hashlib.sha256(tokenizer.encode())
+    """SHA-256 of all that the arrays depend on: settings, and every byte of the text."""
+    settings = f"{tokenizer} {HELD_OUT} {SENTENCE_END.pattern}"
+    digest = hashlib.sha256(settings.encode())
     for file in text_files(path):
         content = hashlib.sha256()
         with open(file, "rb") as blocks:

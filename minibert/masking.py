@@ -93,6 +93,7 @@ class StaticMasker:
     masks: int = 10
 
     def copy(self, epoch: int) -> int:
+        """Which copy of the text, with masks of its own, an epoch shows."""
         return epoch % self.masks
 
     def __call__(self, input_ids: Tensor, index: Tensor, *, epoch: int, **settings):
@@ -104,6 +105,7 @@ class DynamicMasker:
     """RoBERTa's masks: new ones each time a sequence is seen (Liu et al. 2019, section 4.1)."""
 
     def copy(self, epoch: int) -> int:
+        """Each epoch shows a copy of its own."""
         return epoch
 
     def __call__(self, input_ids: Tensor, index: Tensor, *, epoch: int, **settings):

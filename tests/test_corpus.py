@@ -198,7 +198,8 @@ def test_fingerprint_is_that_of_the_content(tmp_path):
         write_text(tmp_path / name / "c.txt", make_documents(12))
     one, two = (prepare(str(tmp_path / name / "c.txt"), "bpe", 280) for name in ("a", "b"))
     content = hashlib.sha256((tmp_path / "a" / "c.txt").read_bytes()).digest()
-    assert one[3] == two[3] == hashlib.sha256(b"bpe 280" + content).hexdigest()
+    settings = f"bpe 280 {corpus.HELD_OUT} {corpus.SENTENCE_END.pattern}"
+    assert one[3] == two[3] == hashlib.sha256(settings.encode() + content).hexdigest()
 
 
 def test_where_it_is_kept(tmp_path, data_folder, monkeypatch):

@@ -1,0 +1,62 @@
+"""The likeliest words for a blank, several models side by side: a teacher and its student."""
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from minibert.errors import UserError
+from minibert.hub import load_pretrained
+from minibert.tokenizer import specials
+
+BAR = 20  # characters of a bar that means 100 %
+
+
+def fill_mask(folders: list[str], text: str, top: int = 5) -> str:
+    """The `top` words of the first model for each blank, with every model's probability as a bar.
+
+    folders: runs or Hugging Face folders. text: holds [MASK] (or <mask>) at least once. Raises
+    UserError when it does not, or when it is longer than a model's positions.
+    """
+    guesses = [_probabilities(folder, text) for folder in folders]
+    names = [Path(folder).name for folder in folders]
+    lines = [text]
+    for blank, (first, tokens) in enumerate(guesses[0]):
+        best = first.topk(min(top, len(first))).indices.tolist()
+        words = [tokens[id] for id in best]
+        width = max(map(len, words))
+        heads = "  ".join(name.ljust(BAR + 7) for name in names)
+        lines += ["", f"{' ' * width}  {heads}".rstrip()]
+        for word in words:
+            cells = []
+            for guess in guesses:
+                probabilities, their_tokens = guess[blank]
+                if word in their_tokens:
+                    share = probabilities[their_tokens.index(word)].item()
+                    cells.append(f"{'#' * round(BAR * share):{BAR}} {share:6.1%}")
+                else:
+                    cells.append("not in its vocabulary".ljust(BAR + 7))
+            lines.append(f"{word:{width}}  {'  '.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def _probabilities(folder: str, text: str) -> list[tuple[torch.Tensor, list[str]]]:
+    """For each blank the distribution over the vocabulary, (V,), and the vocabulary's tokens."""
+    model, tokenizer, tokens = _load(folder)
+    mask = specials(tokenizer).mask
+    text = text.replace("[MASK]", tokens[mask]).replace("<mask>", tokens[mask])
+    ids = tokenizer.encode(text).ids
+    blanks = [position for position, id in enumerate(ids) if id == mask]
+    if not blanks:
+        raise UserError(f"there is no [MASK] in {text!r}; put one where a word is to be guessed")
+    logits = model(torch.tensor([ids]), positions=torch.tensor([blanks])).mlm_logits[0]
+    return [(row, tokens) for row in logits.softmax(-1)]
+
+
+@cache
+def _load(folder: str):
+    model, tokenizer = load_pretrained(folder)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    names = [tokenizer.id_to_token(id) or "" for id in range(model.config.vocab_size)]
+    return model.eval(), tokenizer, names

@@ -1,0 +1,69 @@
+"""Blanks filled from the terminal, one model or several side by side."""
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, assert_one_error_line
+
+from minibert import MaskedLM, ModelConfig, save_pretrained
+from minibert.errors import UserError
+from minibert.fill_mask import BAR, fill_mask
+from minibert.tokenizer import train_tokenizer
+
+WORDS = "ba be bi bo bu da de di do du"
+CONFIG = ModelConfig(vocab_size=24, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                     intermediate_size=32, max_position_embeddings=16)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two models: one that all but knows the answer is "do", one that has no idea."""
+    tokenizer = train_tokenizer(lambda: [WORDS] * 3, "wordpiece", 24)
+    folder = tmp_path_factory.mktemp("runs")
+    for name, certainty in (("knows", 6.0), ("guesses", 0.0)):
+        model = MaskedLM(CONFIG)
+        with torch.no_grad():
+            model.encoder.embeddings.word.weight.zero_()
+            model.decoder_bias[tokenizer.token_to_id("do")] = certainty
+        save_pretrained(model, tokenizer, folder / name)
+    return [str(folder / "knows"), str(folder / "guesses")]
+
+
+def test_probabilities_and_bars(runs):
+    """Catches another position's words, logits shown as probabilities, models mixed up."""
+    lines = fill_mask(runs, "ba [MASK] di", top=3).splitlines()
+    assert lines[0] == "ba [MASK] di" and lines[2].split() == ["knows", "guesses"]
+    assert len(lines) == 3 + 3
+    share = torch.tensor([6.0] + [0.0] * 23).softmax(0)[0].item()
+    word, bar, percent, other = lines[3].split()
+    assert word == "do" and percent == f"{share:.1%}" and other == f"{1 / 24:.1%}"
+    assert bar == "#" * round(BAR * share)
+
+
+def test_each_blank_has_its_table(runs):
+    """Catches a second blank that is left out."""
+    assert fill_mask(runs, "[MASK] be [MASK]", top=1).count("knows") == 2
+    assert fill_mask(runs[:1], "<mask> be", top=1).count("knows") == 1  # RoBERTa's way to write it
+
+
+def test_text_without_a_blank(runs):
+    """Catches an empty answer where the user forgot the blank."""
+    with pytest.raises(UserError, match=r"no \[MASK\] in 'ba be'"):
+        fill_mask(runs, "ba be")
+
+
+def test_text_that_is_too_long(runs):
+    """Catches a traceback from the position table."""
+    with pytest.raises(UserError, match="more than this model's 16 positions"):
+        fill_mask(runs, "ba [MASK] " * 20)
+
+
+def test_lines_from_stdin(runs):
+    """Catches a "-" that is taken for a text."""
+    command = [sys.executable, "-m", "minibert", "fill-mask", runs[0]]
+    done = subprocess.run([*command, "-"], input="ba [MASK]\n[MASK] be\n", cwd=ROOT,
+                          capture_output=True, text=True, check=True)
+    assert done.stdout.count("knows") == 2
+    assert_one_error_line(subprocess.Popen([*command, "ba"], cwd=ROOT, stderr=subprocess.PIPE,
+                                           stdout=subprocess.PIPE, text=True), "[MASK]")
