@@ -36,7 +36,7 @@ def test_probabilities_and_bars(runs):
     assert lines[0] == "ba [MASK] di" and lines[2].split() == ["knows", "guesses"]
     assert len(lines) == 3 + 3
     share = torch.tensor([6.0] + [0.0] * 23).softmax(0)[0].item()
-    word, bar, percent, other = lines[3].split()
+    word, bar, percent, _, other = lines[3].split()
     assert word == "do" and percent == f"{share:.1%}" and other == f"{1 / 24:.1%}"
     assert bar == "#" * round(BAR * share)
 
