@@ -18,14 +18,14 @@ CONFIG = ModelConfig(vocab_size=24, hidden_size=16, num_hidden_layers=1, num_att
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two models: one that all but knows the answer is "do", one that has no idea."""
+    """Two models: one that all but knows the answer is "b", one that has no idea."""
     tokenizer = train_tokenizer(lambda: [WORDS] * 3, "wordpiece", 24)
     folder = tmp_path_factory.mktemp("runs")
     for name, certainty in (("knows", 6.0), ("guesses", 0.0)):
         model = MaskedLM(CONFIG)
         with torch.no_grad():
             model.encoder.embeddings.word.weight.zero_()
-            model.decoder_bias[tokenizer.token_to_id("do")] = certainty
+            model.decoder_bias[tokenizer.token_to_id("b")] = certainty
         save_pretrained(model, tokenizer, folder / name)
     return [str(folder / "knows"), str(folder / "guesses")]
 
@@ -37,7 +37,7 @@ def test_probabilities_and_bars(runs):
     assert len(lines) == 3 + 3
     share = torch.tensor([6.0] + [0.0] * 23).softmax(0)[0].item()
     word, bar, percent, _, other = lines[3].split()
-    assert word == "do" and percent == f"{share:.1%}" and other == f"{1 / 24:.1%}"
+    assert word == "b" and percent == f"{share:.1%}" and other == f"{1 / 24:.1%}"
     assert bar == "#" * round(BAR * share)
 
 
