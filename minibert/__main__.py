@@ -1,13 +1,13 @@
-"""python -m minibert prepare | info | table | fill-mask: what is not a recipe."""
-import argparse
+"""python -m minibert COMMAND: what is not a recipe; --help names the commands."""
 import sys
 
-from minibert.config import BUDGETS, ModelConfig, pick_preset
+from minibert.config import (BUDGETS, FinetuneConfig, ModelConfig, Parser, add_flags,
+                             pick_preset)
 from minibert.errors import run_cli
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minibert", description=__doc__)
+    parser = Parser(prog="python -m minibert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="make a corpus ready, so that runs find it so")
     prepare.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
@@ -22,6 +22,12 @@ def main():
     blanks.add_argument("runs", nargs="+", help="run folders, shown side by side")
     blanks.add_argument("text", help='text with [MASK] in it; "-" reads lines from stdin')
     blanks.add_argument("--top", type=int, default=5, help="words to show [5]")
+    tune = commands.add_parser("finetune", help="train a classifier on a run's encoder")
+    tune.add_argument("run", help="a run or Hugging Face folder")
+    add_flags(tune, FinetuneConfig)
+    judge = commands.add_parser("classify", help="a fine-tuned model's classes for a text")
+    judge.add_argument("run", help="a folder that finetune made")
+    judge.add_argument("texts", nargs="+", help='a text or a pair; "-" reads lines from stdin')
     args = parser.parse_args()
 
     if args.command == "prepare":
@@ -32,6 +38,17 @@ def main():
         from minibert.fill_mask import fill_mask
         for text in sys.stdin.read().splitlines() if args.text == "-" else [args.text]:
             print(fill_mask(args.runs, text, args.top))
+    elif args.command == "finetune":
+        from minibert.finetune import finetune
+        given = {name: value for name, value in vars(args).items() if name != "command"}
+        found = finetune(given.pop("run"), FinetuneConfig(**given))
+        print("{task}: {metric} {score:.3f} on {dev_rows} rows (majority {majority:.3f}, bag of "
+              "words {bag_of_words:.3f})".format(**found))
+    elif args.command == "classify":
+        from minibert.finetune import classify
+        lines = sys.stdin.read().splitlines() if args.texts == ["-"] else None
+        print(classify(args.run, [tuple(line.split("\t")) for line in lines] if lines
+                       else [tuple(args.texts)]))
     else:
         from minibert import report
         print(report.info(args.run) if args.command == "info" else report.family_table(args.runs))

