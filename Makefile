@@ -25,7 +25,7 @@ UNTAUGHT = --init random --alpha-kl 0 --alpha-cos 0
 STUDENTS = distilbert distilbert-untaught distilroberta distilroberta-untaught
 MODELS   = bert roberta $(STUDENTS)
 
-.PHONY: all models setup data $(MODELS) test parity smoke clean
+.PHONY: all models setup data $(MODELS) test test-training test-others parity smoke clean
 
 all: setup
 	@$(MAKE) --no-print-directory data
@@ -60,8 +60,17 @@ distilbert-untaught: bert
 distilroberta-untaught: roberta
 	@$(PY) distill.py --teacher $(RUNS)/roberta $(UNTAUGHT) $(RECIPE) --out $(RUNS)/$@
 
+# In two halves side by side: the tests that train, and the others.
+TRAINING_TESTS = tests/test_training.py tests/test_report.py tests/test_finetune.py
 test: setup
-	$(PY) -m pytest
+	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) \
+		test-training test-others
+
+test-training: setup
+	$(PY) -m pytest $(TRAINING_TESTS)
+
+test-others: setup
+	$(PY) -m pytest $(TRAINING_TESTS:%=--ignore=%) tests minibert distill.py
 
 # Our encoder against `transformers`; it needs packages that nothing else here needs.
 parity: setup $(if $(filter .venv/bin/python,$(PY)),.venv/parity)

@@ -157,7 +157,8 @@ class Training:
         save_pretrained(self.model, self.tokenizer, self.out)
         metrics |= {"parameters": sum(p.numel() for p in self.model.parameters()),
                     "layers": len(self.model.encoder.layers), "steps": self.step,
-                    "tokens": self.tokens, "targets": self.targets, "seconds": round(self.seconds, 1)}
+                    "tokens": self.tokens, "targets": self.targets,
+                    "seconds": round(self.seconds, 1)}
         write_json(self.out / "metrics.json", metrics)  # the last file: it marks a finished run
         (self.out / "checkpoint.pt").unlink(missing_ok=True)
         result = metrics["full-sentences"]
