@@ -84,7 +84,7 @@ def make_student(teacher: MaskedLM, distill: DistillConfig, seed: int
     """A model of the teacher's width and fewer layers, and which layers they are.
 
     No pooler, no NSP head and, for BERT, no token types: Hugging Face's DistilBERT. Raises
-    UserError when the student would not be shallower.
+    UserError when it would be deeper than the teacher, or have no layer.
     """
     config = teacher.config
     depth = distill.student_layers or config.num_hidden_layers // 2

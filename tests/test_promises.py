@@ -1,11 +1,14 @@
 """What the README promises about the code itself: budgets, departures, commands."""
 import functools
+import json
 import re
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+
+from minibert.report import family_table
 
 FROM_TEXT_TO_LOSS = ["train_bert.py", "minibert/data.py", "minibert/masking.py",
                      "minibert/model.py", "minibert/losses.py"]
@@ -40,6 +43,24 @@ def test_readme_counts_lines_as_they_are():
         assert int(count) == len(lines(ROOT / name)), name
 
 
+def test_readme_shows_the_published_results():
+    """Catches a table in the README that no run in results/ made."""
+    shown = README.split("## Result\n")[1].strip().split("\n\nOne seed")[0]
+    runs = [line.split("|")[1].strip() for line in shown.splitlines()[2:8]]
+    assert shown == family_table([str(ROOT / "results" / "cpu" / run) for run in runs])
+    curve = re.search(r"steps was ([\d., and\n]+)\.", README)[1]
+    log = [json.loads(line) for line in (ROOT / "results/cpu/bert/log.jsonl").open()]
+    losses = {line["step"]: line["eval"]["mlm_loss"] for line in log if "eval" in line}
+    assert re.findall(r"\d\.\d\d", curve) == [
+        f"{losses[step]:.2f}" for step in (500, 1000, 1500, 2000, 3000)]
+
+
+def test_readme_text_to_loss_is_counted():
+    """Catches a total that has rotted."""
+    said = re.search(r"five files and (\d+) lines", README)[1]
+    assert int(said) == sum(len(lines(ROOT / name)) for name in FROM_TEXT_TO_LOSS)
+
+
 def test_readme_names_every_departure():
     """Catches a deliberate difference from the papers that the README keeps quiet about."""
     tagged = sum(line.count("Departure:") for path in CODE for line in lines(path))
@@ -50,7 +71,7 @@ def test_readme_names_every_departure():
 @pytest.mark.parametrize("command", re.findall(r"^python (?:-m minibert|\w+\.py).*$", README, re.M))
 def test_readme_commands_name_flags_that_exist(command):
     """Catches a command in the README that the scripts do not understand."""
-    script = re.match(r"python (-m minibert \w+|\w+\.py)", command)[1].split()
+    script = re.match(r"python (-m minibert [\w-]+|\w+\.py)", command)[1].split()
     help_text = help_of(*script)
     for flag in re.findall(r"--[\w-]+", command):
         assert flag in help_text, flag
