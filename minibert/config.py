@@ -92,7 +92,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 # What a preset says about the run; the scripts add its number of steps.
 BUDGETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(seq_length=32, batch_size=64, learning_rate=2e-3, warmup=0.1, eval_targets=20_000),
+    "tiny": dict(seq_length=32, batch_size=64, learning_rate=2e-3, warmup=0.1, eval_targets=20_000,
+                 checkpoint_every=100),
     "small": dict(seq_length=128, batch_size=256, learning_rate=1e-3, warmup=0.1),
     "base": dict(seq_length=512, batch_size=256, accumulation=4, learning_rate=1e-4, warmup=0.01),
 }

@@ -15,6 +15,7 @@ from torch import Tensor
 from minibert.config import ModelConfig
 from minibert.errors import UserError
 from minibert.model import MaskedLM
+from minibert.run_folder import write_json
 from minibert.tokenizer import load_tokenizer, specials
 
 _BERT_ENCODER = {
@@ -106,11 +107,11 @@ def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -
     if config.model_type == "distilbert":
         fields = {_DISTILBERT_FIELDS.get(name, name): value for name, value in fields.items()}
         fields |= {"tie_weights_": True, "sinusoidal_pos_embds": False}
-    _write_json(folder / "config.json", fields)
+    write_json(folder / "config.json", fields)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {f"{role}_token": tokenizer.id_to_token(id) for role, id in special._asdict().items()}
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * (config.type_vocab_size == 2)
-    _write_json(folder / "tokenizer_config.json",
+    write_json(folder / "tokenizer_config.json",
                 {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs,
                  "model_max_length": config.max_length, **names})
 
@@ -199,7 +200,3 @@ def _modern(name: str) -> str:
     """The first BERT checkpoints call LayerNorm's weight gamma and its bias beta."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta",
                                                                        "LayerNorm.bias")
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

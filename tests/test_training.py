@@ -90,7 +90,8 @@ def test_trap_25_rate_moves_once_an_update(toy_text, tmp_path, run_script):
 def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
     """Catches means of means, and gradients left over from an update before."""
     flags = [*BUDGET, *TOY, "--hidden-dropout-prob", "0", "--corpus", toy_text,
-             "--attention-probs-dropout-prob", "0"]
+             "--attention-probs-dropout-prob", "0",
+             "--mask-rate", "0.5", "--short-seq-prob", "0.9"]  # parts of very different counts
     for count in (1, 4):
         run_script("train_bert", *flags, "--accumulation", count, "--out", tmp_path / str(count))
     one, four = log(tmp_path / "1"), log(tmp_path / "4")
@@ -264,6 +265,8 @@ def test_killed_run_goes_on_bit_for_bit(script, sent, toy_text, tmp_path, run_sc
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == (-sent if sent == signal.SIGKILL else 128 + sent), stderr
     assert not (killed / "metrics.json").exists()
+    with open(killed / "log.jsonl", "a") as lines:  # as if it was killed while it logged
+        lines.write('{"step": 155, "loss": 1.0}\n{"step": 156, "lo')
     if sent != signal.SIGKILL:
         assert "run the same command again" in stderr and "Traceback" not in stderr
     run_script(script, *flags, "--out", killed)
