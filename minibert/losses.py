@@ -17,7 +17,7 @@ def mlm_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None = None) 
     logits: (..., V). labels: (...) int64, IGNORE where nothing is predicted. Returns a scalar;
     0 when nothing is predicted.
     """
-    losses = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(),
+    losses = F.cross_entropy(_wide(logits.flatten(0, -2)), labels.flatten(),
                              ignore_index=IGNORE, reduction="none")
     return _mean(losses, labels.flatten() != IGNORE, count)
 
@@ -27,7 +27,7 @@ def nsp_loss(logits: Tensor, is_random_next: Tensor, count: int | Tensor | None 
 
     logits: (B, 2). is_random_next: (B,) int64, 0 = B follows A, 1 = B is random. Returns a scalar.
     """
-    losses = F.cross_entropy(logits.float(), is_random_next, reduction="none")
+    losses = F.cross_entropy(_wide(logits), is_random_next, reduction="none")
     return _mean(losses, torch.ones_like(losses, dtype=torch.bool), count)
 
 
@@ -40,8 +40,8 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
     with the hard labels when T changes. (KL is the cross-entropy of DistilBERT's paper less the
     teacher's entropy, a constant.)
     """
-    student = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
+    student = F.log_softmax(_wide(student_logits) / temperature, dim=-1)
+    teacher = F.log_softmax(_wide(teacher_logits) / temperature, dim=-1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
     return temperature**2 * _mean(divergence, real, count)
 
@@ -53,7 +53,7 @@ def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, real: Tensor | N
     hidden: (..., H), the same H. real: (...) bool, the positions that count, by default all.
     Returns a scalar.
     """
-    distance = 1 - F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)
+    distance = 1 - F.cosine_similarity(_wide(student_hidden), _wide(teacher_hidden), dim=-1)
     return _mean(distance, real, count)
 
 
@@ -63,3 +63,7 @@ def _mean(values: Tensor, real: Tensor | None, count: int | Tensor | None) -> Te
     if count is None:
         count = values.numel() if real is None else real.sum()
     return values.sum() / torch.as_tensor(count, device=values.device).clamp(min=1)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))  # half precision is too coarse

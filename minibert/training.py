@@ -30,8 +30,6 @@ from minibert.model import MaskedLM
 from minibert.run_folder import open_run, write_json, written_aside
 from minibert.tokenizer import continuations, specials
 
-EVAL_FORMATS = ("full-sentences", "segment-pair")
-
 
 def mask_settings(run: RunConfig, tokenizer: tokenizers.Tokenizer, device: str) -> dict[str, Any]:
     """The arguments of `mask_tokens` that stay the same for a whole run."""
@@ -91,7 +89,7 @@ class Training:
         self.batches = Batches(text.fraction(run.data_fraction), run, specials(tokenizer),
                                self.device, masker.copy)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
-                          for kind in EVAL_FORMATS}
+                          for kind in ("full-sentences", "segment-pair")}
         # Departure: torch's AdamW corrects the bias of Adam's first steps; BERT's own does not.
         self.optimizer = torch.optim.AdamW(
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),

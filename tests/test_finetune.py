@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from minibert import MaskedLM, ModelConfig, save_pretrained
+from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
 from minibert.__main__ import main
 from minibert.config import FinetuneConfig
 from minibert.errors import UserError, run_cli
@@ -24,7 +24,7 @@ CONFIG = ModelConfig(vocab_size=27, hidden_size=16, num_hidden_layers=1, num_att
 def run(tmp_path_factory):
     """An encoder that knows nothing yet."""
     folder = tmp_path_factory.mktemp("run")
-    save_pretrained(MaskedLM(CONFIG), train_tokenizer(lambda: [" ".join(WORDS)] * 3, "wordpiece",
+    save_pretrained(MaskedLM(CONFIG, seed=9), train_tokenizer(lambda: [" ".join(WORDS)] * 3, "wordpiece",
                                                       27), folder)
     return str(folder)
 
@@ -64,6 +64,14 @@ def test_learns_what_word_counts_do_not_show(run, task_dir):
     assert lines[0] == "ba be du" and lines[3] == "du be ba"
     shares = [float(line.split()[-1].rstrip("%")) for line in lines if line.startswith("  ")]
     assert shares[0] > 50 > shares[1] and shares[2] < 50 < shares[3]
+
+
+def test_starts_from_the_pretrained_encoder(run, task_dir):
+    """Catches a fine-tuning that leaves the run's weights aside."""
+    finetune(run, settings(task_dir, epochs=1, rows=8, learning_rate=1e-12))
+    weights = torch.load(task_dir / "out" / "classifier.pt", weights_only=True)
+    for name, weight in load_pretrained(run)[0].encoder.state_dict().items():
+        assert torch.allclose(weights[f"encoder.{name}"], weight, atol=1e-6), name
 
 
 def test_same_seed_same_classifier(run, task_dir):
@@ -115,10 +123,31 @@ def test_bag_of_words_by_hand():
     """Catches a floor that is lower than it should be, which flatters every model."""
     texts, labels = [("good film",), ("bad film",), ("good good",)], np.array([1, 0, 1])
     assert bag_of_words(texts, labels, [("good",), ("bad bad",), ("unseen",)]).tolist() == [1, 0, 1]
-    # One row: log P(1) + log P("film" | 1) against class 0, add-one smoothed over 6 grams.
-    one = math.log(2 / 3) + math.log((1 + 1) / (6 + 6))
-    zero = math.log(1 / 3) + math.log((1 + 1) / (3 + 6))
-    assert (one > zero) == bool(bag_of_words(texts, labels, [("film",)])[0])
+
+
+def test_bag_of_words_against_a_slow_one():
+    """Catches smoothing, word pairs or the prior left out."""
+    draw = np.random.default_rng(0)
+    rows = [(" ".join(draw.choice(list("abcdefgh"), 4)),) for _ in range(90)]
+    labels = draw.choice(2, 60, p=[0.3, 0.7])
+
+    def grams(row):
+        words = row[0].split()
+        return words + [" ".join(pair) for pair in zip(words, words[1:])]
+
+    seen = [[gram for row, label in zip(rows, labels) if label == c for gram in grams(row)]
+            for c in (0, 1)]
+    known = set(seen[0]) | set(seen[1])
+    expected = []
+    for row in rows[60:]:
+        scores = [math.log((labels == c).mean()) for c in (0, 1)]
+        for c in (0, 1):
+            for gram in grams(row):
+                if gram in known:
+                    scores[c] += math.log((seen[c].count(gram) + 1) / (len(seen[c]) + len(known)))
+        expected.append(int(scores[1] > scores[0]))
+    assert 0 < sum(expected) < 30
+    assert bag_of_words(rows[:60], labels, rows[60:]).tolist() == expected
 
 
 def test_glue_files_are_read_as_published(tmp_path):

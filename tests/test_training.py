@@ -91,7 +91,8 @@ def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
     """Catches means of means, and gradients left over from an update before."""
     flags = [*BUDGET, *TOY, "--hidden-dropout-prob", "0", "--corpus", toy_text,
              "--attention-probs-dropout-prob", "0",
-             "--mask-rate", "0.5", "--short-seq-prob", "0.9"]  # parts of very different counts
+             # Parts of very different counts and losses, or their mean would hardly differ.
+             "--mask-rate", "0.5", "--short-seq-prob", "0.9", "--initializer-range", "0.5"]
     for count in (1, 4):
         run_script("train_bert", *flags, "--accumulation", count, "--out", tmp_path / str(count))
     one, four = log(tmp_path / "1"), log(tmp_path / "4")
@@ -100,7 +101,7 @@ def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
             assert a["loss"] == pytest.approx(b["loss"], abs=2e-4)
             assert a["targets"] == b["targets"] and a["tokens"] == b["tokens"]
     pairs = zip(weights(tmp_path / "1").values(), weights(tmp_path / "4").values())
-    assert all(torch.allclose(a, b, atol=2e-3) for a, b in pairs)
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in pairs)
 
 
 def test_parts_cover_the_update():

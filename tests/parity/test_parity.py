@@ -46,10 +46,11 @@ def tokenizer():
 
 @torch.no_grad()
 def shake(model):
-    """No weight is 0 or 1, so that none can be left out unseen."""
+    """No weight is 0 or 1, so that none can be left out unseen; activations stay of order 1."""
+    std = 0.8 / model.config.hidden_size**0.5
     generator = torch.Generator().manual_seed(7)
     for parameter in model.parameters():
-        parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        parameter += std * torch.randn(parameter.shape, generator=generator)
 
 
 def assert_equal_models(ours, theirs, config, dtype):
@@ -67,8 +68,7 @@ def assert_equal_models(ours, theirs, config, dtype):
     is_random = torch.tensor([0, 1, 1])
 
     output = ours(ids, **given)
-    loss = mlm_loss(output.mlm_logits.double() if dtype == torch.float64 else output.mlm_logits,
-                    labels)
+    loss = mlm_loss(output.mlm_logits, labels)
     if config.next_sentence:
         loss = loss + nsp_loss(output.nsp_logits, is_random)
         given["next_sentence_label"] = is_random
@@ -80,17 +80,10 @@ def assert_equal_models(ours, theirs, config, dtype):
     close(output.mlm_logits[real], logits[real])
     if config.next_sentence:
         close(output.nsp_logits, expected.seq_relationship_logits)
-    # Our losses are computed in float32 whatever the model, so they agree to its precision.
-    torch.testing.assert_close(loss, expected.loss, atol=1e-5, rtol=1e-5, check_dtype=False)
+    close(loss, expected.loss)
 
     ours.zero_grad(), theirs.zero_grad()
-    weights = torch.randn(output.mlm_logits.shape, generator=generator, dtype=dtype) / S
-    total = (output.mlm_logits * weights)[real].sum()
-    their_total = (logits * weights)[real].sum()
-    if config.next_sentence:
-        total = total + output.nsp_logits.sin().sum()
-        their_total = their_total + expected.seq_relationship_logits.sin().sum()
-    total.backward(), their_total.backward()
+    loss.backward(), expected.loss.backward()
     gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     compared = set()
     for name, parameter in ours.named_parameters():
