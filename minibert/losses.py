@@ -66,4 +66,4 @@ def _mean(values: Tensor, real: Tensor | None, count: int | Tensor | None) -> Te
 
 
 def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))  # half precision is too coarse
+    return values.to(torch.promote_types(values.dtype, torch.float32))  # no halves

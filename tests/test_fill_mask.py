@@ -1,11 +1,12 @@
 """Blanks filled from the terminal, one model or several side by side."""
+import dataclasses
 import io
 import sys
 
 import pytest
 import torch
 
-from minibert import MaskedLM, ModelConfig, save_pretrained
+from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
 from minibert.__main__ import main
 from minibert.errors import UserError
 from minibert.fill_mask import BAR, fill_mask
@@ -47,6 +48,20 @@ def test_each_blank_has_its_table(runs):
     assert fill_mask(runs[:1], "<mask> be", top=1).count("knows") == 1  # RoBERTa's way to write it
 
 
+def test_words_are_those_at_the_blank(tmp_path):
+    """Catches the words of [CLS], or of the other blank."""
+    tokenizer = train_tokenizer(lambda: [WORDS] * 3, "wordpiece", 24)
+    model = MaskedLM(dataclasses.replace(CONFIG, initializer_range=0.5)).eval()
+    save_pretrained(model, tokenizer, tmp_path)
+    ids = tokenizer.encode("ba [MASK] di du [MASK]").ids
+    logits = model(torch.tensor([ids])).mlm_logits[0]
+    expected = [tokenizer.id_to_token(int(logits[at].argmax())) for at in range(len(ids))
+                if ids[at] == 4]
+    lines = fill_mask([str(tmp_path)], "ba [MASK] di du [MASK]", top=1).splitlines()
+    assert [lines[3].split()[0], lines[6].split()[0]] == expected
+    assert expected[0] != expected[1]
+
+
 def test_text_without_a_blank(runs):
     """Catches an empty answer where the user forgot the blank."""
     with pytest.raises(UserError, match=r"no \[MASK\] in 'ba be'"):
@@ -57,6 +72,14 @@ def test_text_that_is_too_long(runs):
     """Catches a traceback from the position table."""
     with pytest.raises(UserError, match="more than this model's 16 positions"):
         fill_mask(runs, "ba [MASK] " * 20)
+
+
+def test_text_is_not_cut(runs, tmp_path):
+    """Catches a tokenizer that cuts the text, and the blank with it, as its folder says."""
+    model, tokenizer = load_pretrained(runs[0])
+    tokenizer.enable_truncation(4)
+    save_pretrained(model, tokenizer, tmp_path)
+    assert fill_mask([str(tmp_path)], "ba be bi bo [MASK]", top=1).count("#") > 0
 
 
 def test_lines_from_stdin(runs, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from minibert.__main__ import main
 from minibert.config import FinetuneConfig
 from minibert.errors import UserError, run_cli
 from minibert.finetune import (TASKS, SequenceClassifier, bag_of_words, classify, finetune,
-                               read_task, score)
+                               predict, read_task, score)
 from minibert.tokenizer import train_tokenizer
 
 WORDS = "ba be bi bo bu da de di do du".split()
@@ -24,8 +24,8 @@ CONFIG = ModelConfig(vocab_size=27, hidden_size=16, num_hidden_layers=1, num_att
 def run(tmp_path_factory):
     """An encoder that knows nothing yet."""
     folder = tmp_path_factory.mktemp("run")
-    save_pretrained(MaskedLM(CONFIG, seed=9), train_tokenizer(lambda: [" ".join(WORDS)] * 3, "wordpiece",
-                                                      27), folder)
+    tokenizer = train_tokenizer(lambda: [" ".join(WORDS)] * 3, "wordpiece", 27)
+    save_pretrained(MaskedLM(CONFIG, seed=9), tokenizer, folder)
     return str(folder)
 
 
@@ -103,6 +103,14 @@ def test_padding_does_not_change_the_class():
     alone = model(ids, attention_mask=torch.ones_like(ids))
     batched = model(padded, attention_mask=(padded > 0).long())
     assert torch.allclose(alone, batched, atol=1e-6)
+
+
+def test_prediction_is_without_dropout():
+    """Catches another answer each time that the same text is asked about."""
+    model = SequenceClassifier(CONFIG, 3).train()
+    given = {"input_ids": torch.tensor([[2, 7, 8, 3]]), "attention_mask": torch.ones(1, 4)}
+    one, two = (predict(model.train(), lambda rows: given, [("x",)]) for _ in range(2))
+    assert (one == two).all() and one.sum() == pytest.approx(1)
 
 
 def test_scores_against_their_definitions():

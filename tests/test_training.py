@@ -18,6 +18,7 @@ from minibert.errors import UserError
 from minibert.losses import mlm_loss
 from minibert.masking import IGNORE, mask_tokens
 from minibert.model import MaskedLM
+from minibert.run_folder import written_aside
 from minibert.training import (evaluate, evaluation_set, learning_rate, optimizer_groups, parts)
 
 RUN = RunConfig(out="-", steps=100, warmup=0.1, learning_rate=1e-3)
@@ -327,6 +328,26 @@ def test_disk_full(toy_text, tmp_path, teacher):
     assert not list((tmp_path / "run").glob("checkpoint*"))
     process = start_script("train_bert", *flags)
     assert process.wait(60) == 0
+
+
+class FullDisk:
+    room = 2000
+
+    def write(self, block):
+        self.room -= len(block)
+        if self.room < 0:
+            raise OSError(28, "No space left on device")
+        return len(block)
+
+    def flush(self):
+        pass
+
+
+def test_disk_full_inside_torch(tmp_path):
+    """Catches the RuntimeError that torch's writer makes of a full disk: a traceback for a user."""
+    with pytest.raises(OSError, match="No space"), written_aside(tmp_path / "a"):
+        torch.save({"weight": torch.zeros(1000)}, FullDisk())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("flags, parts_of_message", [
