@@ -24,13 +24,13 @@ STEPS = {"tiny": 800, "small": 10_000, "base": 250_000}
 def main():
     run, chosen = parse_flags(__doc__, RECIPE, STEPS, DistillConfig, without=("nsp", "tokenizer"))
     distill = DistillConfig(**chosen)
+    about = {"distill": dataclasses.asdict(distill)}
+    if finished(run, about):
+        return
     teacher, tokenizer = load_pretrained(distill.teacher)
     tokenizer, text, held_out, corpus = prepare(run.corpus, "", 0, tokenizer)
     student, layers = make_student(teacher, distill, run.seed)
-    about = {"corpus": corpus, "model": dataclasses.asdict(student.config),
-             "distill": dataclasses.asdict(distill), "teacher_layers": layers}
-    if finished(run, about):
-        return
+    about |= dict(corpus=corpus, model=dataclasses.asdict(student.config), teacher_layers=layers)
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
     training = Training(run, student, tokenizer, text, held_out, masker, about)
     print(f"{run.out}: student layers 0..{len(layers) - 1} are like the teacher's {layers}, "
