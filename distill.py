@@ -1,5 +1,6 @@
 """DistilBERT: a trained teacher, every other one of its layers, soft targets (Sanh et al. 2019)."""
 import dataclasses
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,7 @@ from minibert.losses import cosine_loss, mlm_loss, soft_target_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM, gather
 from minibert.run_folder import finished
+from minibert.tokenizer import load_tokenizer
 from minibert.training import Training, mask_settings, parts
 
 # Paper: section 3, "best practices for training BERT model recently proposed in Liu et al.", and
@@ -24,13 +26,14 @@ STEPS = {"tiny": 800, "small": 10_000, "base": 250_000}
 def main():
     run, chosen = parse_flags(__doc__, RECIPE, STEPS, DistillConfig, without=("nsp", "tokenizer"))
     distill = DistillConfig(**chosen)
-    about = {"distill": dataclasses.asdict(distill)}
+    tokenizer = load_tokenizer(Path(distill.teacher) / "tokenizer.json")
+    tokenizer, text, held_out, corpus = prepare(run.corpus, "", 0, tokenizer)
+    about = {"corpus": corpus, "distill": dataclasses.asdict(distill)}
     if finished(run, about):
         return
-    teacher, tokenizer = load_pretrained(distill.teacher)
-    tokenizer, text, held_out, corpus = prepare(run.corpus, "", 0, tokenizer)
+    teacher, _ = load_pretrained(distill.teacher)
     student, layers = make_student(teacher, distill, run.seed)
-    about |= dict(corpus=corpus, model=dataclasses.asdict(student.config), teacher_layers=layers)
+    about |= {"model": dataclasses.asdict(student.config), "teacher_layers": layers}
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
     training = Training(run, student, tokenizer, text, held_out, masker, about)
     print(f"{run.out}: student layers 0..{len(layers) - 1} are like the teacher's {layers}, "

@@ -1,8 +1,7 @@
 """python -m minibert COMMAND: what is not a recipe; --help names the commands."""
 import sys
 
-from minibert.config import (BUDGETS, FinetuneConfig, ModelConfig, Parser, add_flags,
-                             pick_preset)
+from minibert.config import BUDGETS, FinetuneConfig, ModelConfig, Parser, add_flags, pick_preset
 from minibert.errors import run_cli
 
 

@@ -221,9 +221,7 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: 
 
 def pick_preset(name: str, device: str = "auto") -> str:
     """The preset's name, `auto` resolved to what the device can do in an hour: tiny or small."""
-    if name == "auto":
-        return "small" if pick_device(device) == "cuda" else "tiny"
-    return name
+    return name if name != "auto" else "small" if pick_device(device) == "cuda" else "tiny"
 
 
 def pick_device(name: str) -> str:

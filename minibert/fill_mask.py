@@ -21,8 +21,7 @@ def fill_mask(folders: list[str], text: str, top: int = 5) -> str:
     names = [Path(folder).name for folder in folders]
     lines = [text]
     for blank, (first, tokens) in enumerate(guesses[0]):
-        best = first.topk(min(top, len(first))).indices.tolist()
-        words = [tokens[id] for id in best]
+        words = [tokens[id] for id in first.topk(min(top, len(first))).indices.tolist()]
         width = max(map(len, words))
         heads = "  ".join(name.ljust(BAR + 7) for name in names)
         lines += ["", f"{' ' * width}  {heads}".rstrip()]

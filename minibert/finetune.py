@@ -85,17 +85,16 @@ def read_task(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[str]]
     rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
     if len(rows) <= task.header:
         raise UserError(f"{path} holds no rows; give it some")
-    first = int(task.header)
     names = rows[0] if task.header else [str(column) for column in range(len(rows[0]))]
     wanted = (*task.texts, task.label)
     if missing := [name for name in wanted if name not in names]:
         raise UserError(f"{path} has no column {missing[0]!r}; it has {', '.join(names)}")
     columns = [names.index(name) for name in wanted]
-    for number, row in enumerate(rows[first:], first + 1):
+    for number, row in enumerate(rows[task.header:], task.header + 1):
         if len(row) <= max(columns):
             raise UserError(f"{path}: row {number} has {len(row)} columns, too few; "
                             "separate them by single tabs")
-    cells = [[row[column] for column in columns] for row in rows[first:]]
+    cells = [[row[column] for column in columns] for row in rows[task.header:]]
     return [tuple(row[:-1]) for row in cells], [row[-1] for row in cells]
 
 

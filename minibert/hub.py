@@ -145,6 +145,10 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     if unknown := sorted(set(theirs) - ignored):
         raise UserError(f"{folder} holds the weight {unknown[0]}, which this model has no place "
                         "for; use a masked language model of BERT, RoBERTa or DistilBERT")
+    words = theirs.get(f"{decoder}.weight")
+    if words is not None and not torch.equal(words, ours["encoder.embeddings.word.weight"]):
+        raise UserError(f"{folder}: {decoder}.weight is not the word embeddings; use a model whose "
+                        "decoder is tied to them")
     model.load_state_dict(ours, assign=True)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     if tokenizer.get_vocab_size() > config.vocab_size:

@@ -28,7 +28,7 @@ def nsp_loss(logits: Tensor, is_random_next: Tensor, count: int | Tensor | None 
     logits: (B, 2). is_random_next: (B,) int64, 0 = B follows A, 1 = B is random. Returns a scalar.
     """
     losses = F.cross_entropy(_wide(logits), is_random_next, reduction="none")
-    return _mean(losses, torch.ones_like(losses, dtype=torch.bool), count)
+    return _mean(losses, None, count)
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float,

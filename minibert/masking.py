@@ -63,7 +63,7 @@ def mask_tokens(input_ids: Tensor, index: Tensor, *, seed: int, epoch: int, voca
     quota = torch.tensor([0] + [max(1, round(rate * n)) for n in range(1, S + 1)], device=device)
     number = quota[(input_ids != pad_id).sum(1)]
     candidate = ~torch.isin(input_ids, special)
-    M = int(max(1, round(rate * S)))
+    M = max(1, round(rate * S))
 
     score = hash_bits(seed, epoch, "choose", row, position)
     if continues is None:
@@ -124,7 +124,7 @@ def _best_words(score: Tensor, candidate: Tensor, number: Tensor, continues: Ten
 
     Paper: google-research/bert skips a word that would exceed the number and tries the next.
     """
-    B, S = score.shape
+    S = score.shape[1]
     after_candidate = torch.cat([torch.zeros_like(candidate[:, :1]), candidate[:, :-1]], 1)
     first = candidate & ~(continues & after_candidate)
     word = first.cumsum(1) - 1  # which word a position belongs to; specials are masked out below

@@ -59,9 +59,8 @@ def _compare(run: RunConfig, about: dict[str, Any]) -> None:
 
 def machine() -> dict[str, Any]:
     """What a result depends on besides its settings: versions, machine and commit."""
-    root = Path(__file__).resolve().parent
-    commit = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], cwd=root,
-                            capture_output=True, text=True)
+    commit = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], text=True,
+                            cwd=Path(__file__).resolve().parent, capture_output=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "tokenizers": tokenizers.__version__},

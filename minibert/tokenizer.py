@@ -3,7 +3,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer
@@ -99,7 +98,7 @@ def specials(tokenizer: Tokenizer) -> Specials:
 def continuations(tokenizer: Tokenizer) -> torch.Tensor:
     """Which tokens continue a word, (V,) bool: WordPiece marks them with ##, byte-level BPE marks
     the others, those that start one, with Ġ (a space)."""
-    wordpiece = isinstance(tokenizer.model, tokenizers.models.WordPiece)
+    wordpiece = isinstance(tokenizer.model, models.WordPiece)
     result = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.bool)
     for token, id in tokenizer.get_vocab().items():
         result[id] = token.startswith("##") if wordpiece else not token.startswith("Ġ")

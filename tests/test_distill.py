@@ -339,3 +339,12 @@ def test_a_finished_run_of_other_settings_is_refused(run):
     out = str(run("--alpha-kl", "5").out)
     with pytest.raises(UserError, match="alpha_kl"):
         run("--alpha-kl", "0", "--out", out)
+
+
+def test_a_finished_run_on_another_text_is_refused(run, monkeypatch):
+    """Would catch: a student of the text as it was, taken for one of the text as it is."""
+    out = str(run().out)
+    prepare = distill.prepare
+    monkeypatch.setattr(distill, "prepare", lambda *given: (*prepare(*given)[:3], "another text"))
+    with pytest.raises(UserError, match="another text"):
+        run("--out", out)

@@ -120,6 +120,15 @@ def test_folders_that_are_no_model(folder, name, content, message):
         load_pretrained(folder)
 
 
+def test_decoder_that_is_not_tied(folder):
+    """Catches other logits than the folder's, silently: its decoder would be left aside."""
+    def untie(weights):
+        weights["cls.predictions.decoder.weight"] += 1
+    change_weights(folder, untie)
+    with pytest.raises(UserError, match="tied"):
+        load_pretrained(folder)
+
+
 def test_weights_cut_short(folder):
     """Catches a traceback on half a download."""
     path = folder / "pytorch_model.bin"

@@ -60,12 +60,26 @@ def test_trap_23_weight_decay_groups():
 
 
 def test_trap_24_bias_correction_is_the_departure_we_name():
-    """Catches an optimizer that is BERT's own Adam: its first step is 3.16 times torch's."""
+    """Catches a torch whose AdamW is BERT's own: without correction, a first step 3.16 times as
+    large."""
     weight = torch.nn.Parameter(torch.zeros(3))
     weight.grad = torch.tensor([1.0, -2.0, 0.5])
     torch.optim.AdamW([weight], lr=0.1, betas=(0.9, 0.999), eps=1e-12, weight_decay=0).step()
     without_correction = 0.1 * (1 - 0.9) / math.sqrt(1 - 0.999)  # lr * m / sqrt(v), Google's
     assert without_correction / weight.abs()[0].item() == pytest.approx(math.sqrt(10), rel=1e-3)
+
+
+def test_trap_24_optimizer_has_the_recipe_s_settings(toy_text, tmp_path, run_script, monkeypatch):
+    """Catches another optimizer, or an epsilon, beta 2 or decay that does not reach it."""
+    seen = []
+    monkeypatch.setattr(training_module.Training, "finish", lambda self: seen.append(self))
+    for script, beta2, decay in (("train_bert", 0.999, 0.01), ("train_roberta", 0.98, 0.01)):
+        run_script(script, *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / script)
+        optimizer = seen[-1].optimizer
+        assert type(optimizer) is torch.optim.AdamW
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [decay, 0.0]
+        assert all(group["betas"] == (0.9, beta2) and group["eps"] == 1e-6
+                   for group in optimizer.param_groups)
 
 
 def test_trap_25_schedule():
