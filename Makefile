@@ -61,7 +61,7 @@ distilroberta-untaught: roberta
 	@$(PY) distill.py --teacher $(RUNS)/roberta $(UNTAUGHT) $(RECIPE) --out $(RUNS)/$@
 
 # In two halves side by side: the tests that train, and the others.
-TRAINING_TESTS = tests/test_training.py tests/test_report.py tests/test_finetune.py
+TRAINING_TESTS = tests/test_training.py tests/test_report.py
 test: setup
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) \
 		test-training test-others
@@ -70,7 +70,7 @@ test-training: setup
 	$(PY) -m pytest $(TRAINING_TESTS)
 
 test-others: setup
-	$(PY) -m pytest $(TRAINING_TESTS:%=--ignore=%) tests minibert distill.py
+	$(PY) -m pytest $(TRAINING_TESTS:%=--ignore=%) tests minibert data distill.py
 
 # Our encoder against `transformers`; it needs packages that nothing else here needs.
 parity: setup $(if $(filter .venv/bin/python,$(PY)),.venv/parity)
@@ -83,7 +83,7 @@ parity: setup $(if $(filter .venv/bin/python,$(PY)),.venv/parity)
 # Everything `make all` does, at a toy budget: whether it works, not how well.
 smoke:
 	@$(MAKE) --no-print-directory all RUNS=runs/smoke PRESET=tiny \
-		FLAGS="--steps 20 --log-every 10 --eval-every 20 --checkpoint-every 10 --eval-targets 4000"
+		FLAGS="--steps 20 --log-every 10 --eval-every 20 --checkpoint-every 10 --eval-targets 4000 --task-rows 60"
 
 clean:
-	rm -rf runs data/prepared
+	rm -rf runs data/prepared data/tasks

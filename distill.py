@@ -7,11 +7,13 @@ import torch
 from minibert.config import DistillConfig, parse_flags
 from minibert.corpus import prepare
 from minibert.errors import UserError, run_cli
+from minibert.finetune import finetune_tasks
 from minibert.hub import load_pretrained
 from minibert.losses import cosine_loss, mlm_loss, soft_target_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM, gather
 from minibert.run_folder import finished
+from minibert.tasks import load_tasks
 from minibert.tokenizer import load_tokenizer
 from minibert.training import Training, mask_settings, parts
 
@@ -31,6 +33,7 @@ def main():
     about = {"corpus": corpus, "distill": dataclasses.asdict(distill)}
     if finished(run, about):
         return
+    tasks = load_tasks(run.tasks, run.task_dir, run.task_rows)
     teacher, _ = load_pretrained(distill.teacher)
     student, layers = make_student(teacher, distill, run.seed)
     about |= {"model": dataclasses.asdict(student.config), "teacher_layers": layers}
@@ -68,7 +71,8 @@ def main():
                     loss = loss + distill.alpha_cos * losses["cos"]
             training.backward(loss, **losses)
         training.update(batch, predictions)
-    training.finish()
+    training.save()
+    training.finish(finetune_tasks(run, tasks))
 
 
 def layer_map(teacher_layers: int, student_layers: int) -> list[int]:

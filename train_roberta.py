@@ -4,10 +4,12 @@ import dataclasses
 from minibert.config import ModelConfig, parse_flags
 from minibert.corpus import prepare
 from minibert.errors import run_cli
+from minibert.finetune import finetune_tasks
 from minibert.losses import mlm_loss, nsp_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM
 from minibert.run_folder import finished
+from minibert.tasks import load_tasks
 from minibert.tokenizer import specials
 from minibert.training import Training, mask_settings, parts
 
@@ -33,6 +35,7 @@ def main():
     about = {"corpus": corpus, "model": dataclasses.asdict(config)}
     if finished(run, about):
         return
+    tasks = load_tasks(run.tasks, run.task_dir, run.task_rows)
     model = MaskedLM(config, run.seed)
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
     training = Training(run, model, tokenizer, text, held_out, masker, about)
@@ -53,7 +56,8 @@ def main():
                     losses["nsp"] = nsp_loss(output.nsp_logits, is_random, run.batch_size)
             training.backward(sum(losses.values()), **losses)
         training.update(batch, predictions)
-    training.finish()
+    training.save()
+    training.finish(finetune_tasks(run, tasks))
 
 
 if __name__ == "__main__":

@@ -38,16 +38,15 @@ def main():
         for text in sys.stdin.read().splitlines() if args.text == "-" else [args.text]:
             print(fill_mask(args.runs, text, args.top))
     elif args.command == "finetune":
-        from minibert.finetune import finetune
+        from minibert.finetune import describe, finetune
         given = {name: value for name, value in vars(args).items() if name != "command"}
-        found = finetune(given.pop("run"), FinetuneConfig(**given))
-        print("{task}: {metric} {score:.3f} on {dev_rows} rows (majority {majority:.3f}, bag of "
-              "words {bag_of_words:.3f})".format(**found))
+        print(describe(finetune(given.pop("run"), FinetuneConfig(**given))))
     elif args.command == "classify":
         from minibert.finetune import classify
-        lines = sys.stdin.read().splitlines() if args.texts == ["-"] else None
-        print(classify(args.run, [tuple(line.split("\t")) for line in lines] if lines
-                       else [tuple(args.texts)]))
+        rows = [tuple(args.texts)]
+        if args.texts == ["-"]:
+            rows = [tuple(line.split("\t")) for line in sys.stdin.read().splitlines()]
+        print(classify(args.run, rows))
     else:
         from minibert import report
         print(report.info(args.run) if args.command == "info" else report.family_table(args.runs))

@@ -93,9 +93,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 # What a preset says about the run; the scripts add its number of steps.
 BUDGETS: dict[str, dict[str, Any]] = {
     "tiny": dict(seq_length=32, batch_size=64, learning_rate=2e-3, warmup=0.1, eval_targets=20_000,
-                 checkpoint_every=100),
-    "small": dict(seq_length=128, batch_size=256, learning_rate=1e-3, warmup=0.1),
-    "base": dict(seq_length=512, batch_size=256, accumulation=4, learning_rate=1e-4, warmup=0.01),
+                 checkpoint_every=100, tasks="library,same-page", task_rows=1500),
+    "small": dict(seq_length=128, batch_size=256, learning_rate=1e-3, warmup=0.1,
+                  tasks="sst2,mrpc,cola"),
+    "base": dict(seq_length=512, batch_size=256, accumulation=4, learning_rate=1e-4, warmup=0.01,
+                 tasks="sst2,mrpc,cola"),
 }
 
 
@@ -135,6 +137,11 @@ class RunConfig:
     log_every: int = setting(50, "steps between lines of log.jsonl", "[1, inf)")
     eval_every: int = setting(500, "steps between evaluations", "[1, inf)")
     checkpoint_every: int = setting(500, "steps between checkpoints", "[1, inf)")
+    tasks: str = setting("none", "fine-tune on these at the end, with commas between; none: on "
+                         "none; the preset names some")
+    task_dir: str = setting("", "the folder that holds the tasks' folders, in GLUE's layout "
+                            "[downloaded, or made of pydocs]")
+    task_rows: int = setting(0, "use the first rows of each train.tsv only; 0: all", "[0, inf)")
 
     def __post_init__(self):
         _check(type(self), vars(self))
@@ -177,8 +184,10 @@ class FinetuneConfig:
     """A task, and BERT's own way to learn it (Devlin et al. 2018, appendix A.3)."""
     task: str = setting("sst2", "what the columns are; text and pair: a task of your own, with "
                         "text (or text_a and text_b) and label",
-                        ("sst2", "cola", "mrpc", "rte", "text", "pair"))
-    task_dir: str = setting("", "the folder with train.tsv and dev.tsv")
+                        ("sst2", "cola", "mrpc", "rte", "stsb", "library", "same-page", "text",
+                         "pair"))
+    task_dir: str = setting("", "the folder with train.tsv and dev.tsv, or with GLUE's folders "
+                            "[downloaded, or made of pydocs]")
     out: str = setting("", "the folder for the classifier and its scores")
     epochs: int = setting(3, "passes over train.tsv", "[1, inf)")
     batch_size: int = setting(32, "rows in an update", "[1, inf)")
@@ -186,14 +195,18 @@ class FinetuneConfig:
     learning_rate: float = setting(0.0, "peak; 0: 5e-5 * 768 / hidden size", "[0, inf)")
     warmup: float = setting(0.1, "share of the steps that warm up", "[0, 1)")
     rows: int = setting(0, "use the first rows of train.tsv only; 0: all", "[0, inf)")
+    max_length: int = setting(128, "tokens of an input; the rest is cut off", "[8, inf)")
+    teacher: str = setting("", "a folder that finetune made: learn from its probabilities, too")
+    # Paper: DistilBERT's released script for SQuAD weighs soft and hard targets alike, at T 2.
+    alpha_kl: float = setting(0.5, "share of the teacher's soft targets in the loss", "[0, 1]")
+    temperature: float = setting(2.0, "of the soft targets", "(0, inf)")
     seed: int = setting(0, "of the head's weights, order and dropout", "[0, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
 
     def __post_init__(self):
         _check(type(self), vars(self))
-        for name in ("task_dir", "out"):
-            if not getattr(self, name):
-                raise UserError(f"{_flag(name)} is missing; name a folder")
+        if not self.out:
+            raise UserError("--out is missing; name a folder for the classifier")
 
 
 def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: type,
@@ -213,10 +226,17 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: 
     preset = pick_preset(given.get("preset", "auto"), given.get("device", "auto"))
     chosen = {**recipe, **SHAPES[preset], **BUDGETS[preset], "steps": steps[preset], **given,
               "preset": preset}
+    if "tasks" not in given:
+        chosen["tasks"] = preset_tasks(preset, chosen.get("corpus", "pydocs"))
     _check(other, chosen)
     take = lambda config: {item.name: chosen[item.name] for item in dataclasses.fields(config)
                            if item.name in chosen}
     return RunConfig(**take(RunConfig)), take(other)
+
+
+def preset_tasks(preset: str, corpus: str) -> str:
+    """The tasks that a run ends with: the preset's, but those made of pydocs for pydocs only."""
+    return "none" if preset == "tiny" and corpus != "pydocs" else BUDGETS[preset]["tasks"]
 
 
 def pick_preset(name: str, device: str = "auto") -> str:

@@ -27,7 +27,7 @@ def prepare(corpus: str, kind: str, vocab_size: int, tokenizer: Tokenizer | None
     size on the training text. What was prepared before is read, as long as neither text nor
     tokenizer changed. Raises UserError when there is no such text, or too little of it.
     """
-    path = _find(corpus)
+    path = text_of(corpus)
     fingerprint = _fingerprint(path, tokenizer.to_str() if tokenizer else f"{kind} {vocab_size}")
     prepared = Path(os.environ.get("MINIBERT_PREPARED", DATA / "prepared"))
     folder = prepared / f"{path.name.split('.')[0]}-{fingerprint[:12]}"
@@ -52,35 +52,50 @@ def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
     if count < 4:
         raise UserError(f"{path} holds {count} documents; at least 4 are needed, some of them to "
                         "evaluate on: put a blank line between documents")
-    # One draw gives the split and a shuffled order, in which any first part is a fair sample.
-    order = np.array(sorted(range(count), key=lambda number: hash_bits("documents", number)))
-    held_out = max(2, round(HELD_OUT * count))
+    order = document_order(count)
+    held_out = held_out_documents(count)
     if tokenizer is None:
-        training = set(order[held_out:].tolist())
         sentences = lambda: (sentence for number, document in enumerate(read_documents(path))
-                             if number in training for sentence in document)
+                             if number not in held_out for sentence in document)
         tokenizer = train_tokenizer(sentences, kind, vocab_size)
     tokenizer.save(str(folder / "tokenizer.json"))
-    tokenize(read_documents(path), tokenizer, folder, order, held_out)
+    tokenize(read_documents(path), tokenizer, folder, order, len(held_out))
 
 
-def _find(corpus: str) -> Path:
+def document_order(count: int) -> np.ndarray:
+    """A shuffled order of documents, in which any first part is a fair sample; (count,) int64."""
+    return np.array(sorted(range(count), key=lambda number: hash_bits("documents", number)))
+
+
+def held_out_documents(count: int) -> set[int]:
+    """The numbers of the documents that no run trains on, the first in that order."""
+    return set(document_order(count)[:max(2, round(HELD_OUT * count))].tolist())
+
+
+def text_of(corpus: str) -> Path:
     """The file or folder of a corpus; a name's script in data/ makes it where it is not there."""
-    script = DATA / f"{corpus}.py"
+    names = {file.stem for file in DATA.glob("*.py")
+             if file.stem != "download" and not file.stem.startswith("tasks_")}
     path = Path(corpus)
-    if corpus.isidentifier() and script.exists() and not path.exists():
+    if corpus in names and not path.exists():
         path = DATA / f"{corpus}.txt"
         if not path.exists():
-            paths = os.pathsep.join([str(DATA.parent), os.environ.get("PYTHONPATH", "")])
-            done = subprocess.run([sys.executable, script], env={**os.environ, "PYTHONPATH": paths})
-            if done.returncode:  # the script has said why
-                sys.exit(done.returncode)
+            run_data_script(corpus)
     if not corpus or not path.exists():
-        names = ", ".join(sorted({file.stem for file in DATA.glob("*.py")} - {"download"}))
-        raise UserError(f"there is no corpus {corpus!r}: no such path, and the names are {names}")
+        raise UserError(f"there is no corpus {corpus!r}: no such path, and the names are "
+                        f"{', '.join(sorted(names))}")
     if not text_files(path):
         raise UserError(f"{path} holds no .txt, .gz or .xz file; name a folder that does")
     return path
+
+
+def run_data_script(name: str, *arguments: str) -> None:
+    """Run data/`name`.py in a process of its own; where it fails, it has said why."""
+    paths = os.pathsep.join([str(DATA.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, DATA / f"{name}.py", *arguments],
+                          env={**os.environ, "PYTHONPATH": paths})
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 def _fingerprint(path: Path, tokenizer: str) -> str:

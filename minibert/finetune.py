@@ -2,13 +2,12 @@
 
 All families follow one rule: a new head on the mean of the last hidden states, every weight
 trained. So none has the advantage of a [CLS] that its pretraining had taught to sum up.
-B batch, S sequence, H hidden, C classes.
+B batch, S sequence, H hidden, C classes (1 where the task's labels are values).
 """
 import dataclasses
 import json
-from collections import Counter
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,31 +19,14 @@ from tqdm import tqdm
 
 from minibert.config import FinetuneConfig, ModelConfig, RunConfig, pick_device
 from minibert.errors import UserError
-from minibert.hub import load_pretrained
+from minibert.hub import load_pretrained, read_tensors
+from minibert.losses import soft_target_loss
 from minibert.masking import hash_bits
 from minibert.model import Encoder, initialize
 from minibert.run_folder import write_json
+from minibert.tasks import TaskData, load_task
 from minibert.tokenizer import load_tokenizer, specials
 from minibert.training import learning_rate, optimizer_groups
-
-
-@dataclass(frozen=True)
-class Task:
-    """Where a task's texts and labels stand in its train.tsv and dev.tsv, and how it is scored."""
-    texts: tuple[str, ...]  # names of columns, or numbers where the file has no header
-    label: str
-    metric: str = "accuracy"
-    header: bool = True
-
-
-TASKS = {
-    "sst2": Task(("sentence",), "label"),
-    "cola": Task(("3",), "1", "matthews", header=False),
-    "mrpc": Task(("#1 String", "#2 String"), "Quality", "f1"),
-    "rte": Task(("sentence1", "sentence2"), "label"),
-    "text": Task(("text",), "label"),  # a task of one's own, with these columns
-    "pair": Task(("text_a", "text_b"), "label"),
-}
 
 
 class SequenceClassifier(nn.Module):
@@ -70,136 +52,128 @@ class SequenceClassifier(nn.Module):
         return self.classifier(self.dropout(torch.tanh(self.dense(self.dropout(mean)))))
 
 
-def read_task(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Texts and labels of a tab-separated file; quotes are text, as in GLUE.
+def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> dict:
+    """Train a classifier on a run's encoder and score it on the task's dev rows, beside floors.
 
-    Raises UserError when the file is missing, empty, not UTF-8 or lacks a column.
+    data: the task where it is read already. With tune.teacher the student is trained twice, with
+    and without its soft targets. Writes metrics.json, predictions.tsv and the classifier to
+    tune.out; returns the metrics. Raises UserError when task, run or teacher cannot be used.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; name the folder that holds it with --task-dir") \
-            from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error.reason}); convert it first") from None
-    rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
-    if len(rows) <= task.header:
-        raise UserError(f"{path} holds no rows; give it some")
-    names = rows[0] if task.header else [str(column) for column in range(len(rows[0]))]
-    wanted = (*task.texts, task.label)
-    if missing := [name for name in wanted if name not in names]:
-        raise UserError(f"{path} has no column {missing[0]!r}; it has {', '.join(names)}")
-    columns = [names.index(name) for name in wanted]
-    for number, row in enumerate(rows[task.header:], task.header + 1):
-        if len(row) <= max(columns):
-            raise UserError(f"{path}: row {number} has {len(row)} columns, too few; "
-                            "separate them by single tabs")
-    cells = [[row[column] for column in columns] for row in rows[task.header:]]
-    return [tuple(row[:-1]) for row in cells], [row[-1] for row in cells]
-
-
-def score(metric: str, guesses: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy, F1 of class 1, or Matthews' correlation of two classes; (N,) int64 each.
-
-    >>> guesses, labels = np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])
-    >>> [round(score(metric, guesses, labels), 3) for metric in ("accuracy", "f1", "matthews")]
-    [0.75, 0.667, 0.577]
-    """
-    if metric == "accuracy":
-        return float((guesses == labels).mean())
-    both, guessed, true = (int(x.sum()) for x in (guesses & labels, guesses, labels))
-    if metric == "f1":
-        return 2 * both / max(1, guessed + true)
-    n = len(labels)
-    below = guessed * (n - guessed) * true * (n - true)
-    return (n * both - guessed * true) / below**0.5 if below else 0.0
-
-
-def bag_of_words(texts: list[tuple[str, ...]], labels: np.ndarray,
-                 tests: list[tuple[str, ...]]) -> np.ndarray:
-    """The floor: naive Bayes on words and word pairs, in no order (labels 0..C-1); (tests,)."""
-    def grams(row: tuple[str, ...]) -> list[str]:
-        words = " ".join(row).lower().split()
-        return words + [f"{a} {b}" for a, b in zip(words, words[1:])]
-
-    counts = [Counter() for _ in range(labels.max() + 1)]
-    for row, label in zip(texts, labels):
-        counts[label].update(grams(row))
-    known = set().union(*counts)
-    totals = [sum(count.values()) + len(known) for count in counts]
-    prior = np.log(np.bincount(labels) / len(labels))
-    return np.array([np.argmax([prior[c] + sum(np.log((counts[c][g] + 1) / totals[c])
-                                               for g in grams(row) if g in known)
-                                for c in range(len(counts))]) for row in tests])
-
-
-def finetune(run: str, tune: FinetuneConfig) -> dict:
-    """Train a classifier on a run's encoder and score it on dev.tsv beside its floors.
-
-    Writes metrics.json, predictions.tsv and the classifier to tune.out; returns the metrics.
-    Raises UserError when texts, labels or the run's folder cannot be used.
-    """
-    out, folder, task = Path(tune.out), Path(tune.task_dir), TASKS[tune.task]
+    out = Path(tune.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; name another folder with --out")
-    texts, names = read_task(folder / "train.tsv", task)
-    texts, names = texts[:tune.rows or None], names[:tune.rows or None]
-    tests, test_names = read_task(folder / "dev.tsv", task)
-    classes = sorted(set(names))
-    if unseen := sorted(set(test_names) - set(classes)):
-        raise UserError(f"{folder}/dev.tsv has the label {unseen[0]!r}, which train.tsv lacks; "
-                        "give both files the same labels")
-    if len(classes) < 2 or (task.metric != "accuracy" and len(classes) > 2):
-        raise UserError(f"{folder}/train.tsv has {len(classes)} different labels; {tune.task} "
-                        f"needs two{' or more' * (task.metric == 'accuracy')}")
-    labels, test_labels = (np.array([classes.index(name) for name in some])
-                           for some in (names, test_names))
-
+    data = data or load_task(tune.task, tune.task_dir, tune.rows)
     pretrained, tokenizer = load_pretrained(run)
     config = dataclasses.replace(pretrained.config, next_sentence=False, hidden_dropout_prob=0.1,
                                  attention_probs_dropout_prob=0.1)
-    model = SequenceClassifier(config, len(classes), tune.seed)
-    model.encoder.load_state_dict(pretrained.encoder.state_dict())
     device = pick_device(tune.device)
-    encode = encoder_of(tokenizer, config.max_length, device)
-    train(model.to(device), encode, texts, torch.from_numpy(labels).to(device), tune)
+    encode = encoder_of(tokenizer, min(tune.max_length, config.max_length), device)
+    soft, beside = None, {}
+    if tune.teacher:
+        teacher, its_tokenizer, about = load_classifier(tune.teacher)
+        classes = about["classes"]
+        if classes != data.classes or not classes:
+            raise UserError(f"the teacher {tune.teacher} tells {', '.join(classes) or 'values'} "
+                            f"apart, {tune.task} has {', '.join(data.classes) or 'values'}; use a "
+                            "classifier of the same task")
+        its_encode = encoder_of(its_tokenizer, min(tune.max_length, teacher.config.max_length),
+                                device)
+        teacher.to(device)
+        soft = predict(teacher, its_encode, data.texts)
+        beside["teacher"] = data.score(predict(teacher, its_encode, data.dev_texts)
+                                       .argmax(1).numpy())
 
-    probabilities = predict(model, encode, tests)
-    guesses = probabilities.argmax(1)
-    found = {"score": guesses, "majority": np.full(len(tests), np.bincount(labels).argmax()),
-             "bag_of_words": bag_of_words(texts, labels, tests)}
-    metrics = {"task": tune.task, "metric": task.metric, "dev_rows": len(tests),
-               **{name: score(task.metric, them, test_labels) for name, them in found.items()},
-               "accuracy": score("accuracy", guesses, test_labels), "run": run,
+    def learn(soft: Tensor | None) -> SequenceClassifier:
+        model = SequenceClassifier(config, len(data.classes) or 1, tune.seed)
+        model.encoder.load_state_dict(pretrained.encoder.state_dict())
+        return train(model.to(device), encode, data, soft, tune)
+
+    if tune.teacher:
+        untaught = predict(learn(None), encode, data.dev_texts)
+        beside["without_teacher"] = data.score(untaught.argmax(1).numpy())
+    model = learn(soft)
+    logits = predict(model, encode, data.dev_texts)
+    guesses = (logits.argmax(1) if data.classes else logits[:, 0]).numpy()
+    metrics = {"task": data.name, "metric": data.metric, "dev_rows": len(guesses),
+               "score": data.score(guesses), **data.floors(), **beside, "run": run,
                "settings": dataclasses.asdict(tune)}
+    if data.classes:
+        metrics["accuracy"] = float((guesses == data.dev_labels).mean())
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(out / "tokenizer.json"))
     torch.save(model.cpu().state_dict(), out / "classifier.pt")
-    write_json(out / "classifier.json", {"classes": classes, "model": dataclasses.asdict(config)})
-    rows = [[name, classes[guess], *(f"{share:.4f}" for share in shares)]
-            for name, guess, shares in zip(test_names, guesses, probabilities)]
-    table = "\n".join("\t".join(row) for row in [["label", "guess", *classes], *rows])
-    (out / "predictions.tsv").write_text(table + "\n", encoding="utf-8")
+    write_json(out / "classifier.json", {
+        "classes": data.classes, "texts": len(data.texts[0]), "max_length": tune.max_length,
+        "model": dataclasses.asdict(config)})
+    _write_predictions(out / "predictions.tsv", data, guesses, logits.softmax(-1).tolist())
     write_json(out / "metrics.json", metrics)
     return metrics
 
 
-def train(model: SequenceClassifier, encode: Callable, texts: list[tuple[str, ...]],
-          labels: Tensor, tune: FinetuneConfig) -> None:
-    """All weights, AdamW, linear warm-up and decay; labels: (rows,) int64."""
+def _write_predictions(path: Path, data: TaskData, guesses: np.ndarray,
+                       probabilities: list[list[float]]) -> None:
+    lines = ["\t".join(["label", "guess", *data.classes])]
+    for label, guess, shares in zip(data.dev_labels, guesses, probabilities):
+        cells = [data.classes[label], data.classes[guess], *(f"{share:.4f}" for share in shares)] \
+            if data.classes else [f"{label:g}", f"{guess:.4f}"]
+        lines.append("\t".join(cells))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def finetune_tasks(run: RunConfig, tasks: dict[str, TaskData]) -> dict[str, dict]:
+    """Fine-tune a saved run on each task, in its own folder; the scores beside their floors."""
+    found = {}
+    for name, data in tasks.items():
+        out = Path(run.out) / "tasks" / name
+        shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped here
+        # Seed 0 for all runs: what varies between pretraining seeds is then the pretraining.
+        tune = FinetuneConfig(task=name, out=str(out), device=run.device,
+                              max_length=max(64, run.seq_length))
+        metrics = finetune(run.out, tune, data)
+        print(f"{run.out}: {describe(metrics)}", flush=True)
+        found[name] = {key: value for key, value in metrics.items()
+                       if key not in ("task", "run", "settings")}
+    return found
+
+
+def describe(metrics: dict) -> str:
+    """A task's result in one line."""
+    beside = {"majority": "majority", "bag_of_words": "bag of words", "overlap": "word overlap",
+              "without_teacher": "without the teacher", "teacher": "the teacher itself"}
+    return (f"{metrics['task']}: {metrics['metric']} {metrics['score']:.3f} on "
+            f"{metrics['dev_rows']} rows (" + ", ".join(
+                f"{text} {metrics[name]:.3f}" for name, text in beside.items() if name in metrics)
+            + ")")
+
+
+def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Tensor | None,
+          tune: FinetuneConfig) -> SequenceClassifier:
+    """All weights, AdamW, linear warm-up and decay; soft: a teacher's logits (rows, C), or None.
+
+    Paper: Hinton et al. 2015, section 2, the sum of soft and hard targets; Sanh et al. 2019,
+    section 3, "an additional distillation step" while fine-tuning.
+    """
+    device = next(model.parameters()).device
+    labels = torch.from_numpy(data.labels).to(device)
     peak = tune.learning_rate or 5e-5 * 768 / model.config.hidden_size
-    steps = tune.epochs * -(-len(texts) // tune.batch_size)
+    steps = tune.epochs * -(-len(labels) // tune.batch_size)
     schedule = RunConfig(out=tune.out, steps=steps, learning_rate=peak, warmup=tune.warmup)
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=0.0)
     model.train()
     step = 0
     with tqdm(total=steps, desc=tune.task, disable=None, unit="step") as bar:
         for epoch in range(tune.epochs):
-            order = hash_bits(tune.seed, "task order", epoch, torch.arange(len(texts))).argsort()
+            order = hash_bits(tune.seed, "task order", epoch, torch.arange(len(labels))).argsort()
             for rows in order.split(tune.batch_size):
                 torch.manual_seed(hash_bits(tune.seed, "task dropout", step))
-                logits = model(**encode([texts[row] for row in rows.tolist()]))
-                F.cross_entropy(logits.float(), labels[rows.to(labels.device)]).backward()
+                logits = model(**encode([data.texts[row] for row in rows.tolist()])).float()
+                truth = labels[rows.to(device)]
+                loss = (F.cross_entropy(logits, truth) if data.classes
+                        else F.mse_loss(logits[:, 0], truth))
+                if soft is not None:
+                    kl = soft_target_loss(logits, soft[rows].to(device), tune.temperature)
+                    loss = tune.alpha_kl * kl + (1 - tune.alpha_kl) * loss
+                loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, schedule)
@@ -207,6 +181,7 @@ def train(model: SequenceClassifier, encode: Callable, texts: list[tuple[str, ..
                 optimizer.zero_grad(set_to_none=True)
                 step += 1
                 bar.update()
+    return model
 
 
 def encoder_of(tokenizer: Tokenizer, max_length: int, device: str) -> Callable:
@@ -225,27 +200,59 @@ def encoder_of(tokenizer: Tokenizer, max_length: int, device: str) -> Callable:
 
 
 @torch.no_grad()
-def predict(model: SequenceClassifier, encode: Callable, rows: list[tuple[str, ...]]) -> np.ndarray:
-    """Probabilities of the classes, (rows, C)."""
+def predict(model: SequenceClassifier, encode: Callable, rows: list[tuple[str, ...]]) -> Tensor:
+    """Logits without dropout, (rows, C) float32 on the CPU."""
     model.eval()
-    found = [model(**encode(rows[i:i + 64])).softmax(-1).cpu() for i in range(0, len(rows), 64)]
-    return torch.cat(found).numpy()
+    found = [model(**encode(rows[i:i + 64])).float().cpu() for i in range(0, len(rows), 64)]
+    return torch.cat(found)
 
 
-def classify(folder: str, texts: list[tuple[str, ...]]) -> str:
-    """The whole distribution over a fine-tuned model's classes for each row of texts, as bars."""
+def load_classifier(folder: str) -> tuple[SequenceClassifier, Tokenizer, dict]:
+    """The model, its tokenizer and what classifier.json says, from a folder that finetune made.
+
+    Raises UserError when a file is missing, broken or does not fit the others.
+    """
     path = Path(folder)
     try:
         about = json.loads((path / "classifier.json").read_text(encoding="utf-8"))
-        weights = torch.load(path / "classifier.pt", map_location="cpu", weights_only=True)
+        with torch.device("meta"):  # shapes without memory, as in `load_pretrained`
+            model = SequenceClassifier(ModelConfig(**about["model"]), len(about["classes"]) or 1)
+        about |= {name: int(about[name]) for name in ("texts", "max_length")}
     except FileNotFoundError:
         raise UserError(f"{folder} has no classifier; make one with python -m minibert finetune") \
             from None
-    model = SequenceClassifier(ModelConfig(**about["model"]), len(about["classes"]))
-    model.load_state_dict(weights)
-    tokenizer = load_tokenizer(path / "tokenizer.json")
-    rows = predict(model, encoder_of(tokenizer, model.config.max_length, "cpu"), texts)
-    width = max(map(len, about["classes"]))
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}/classifier.json cannot be used ({error}); fine-tune again") \
+            from None
+    try:
+        model.load_state_dict(read_tensors(path / "classifier.pt"), assign=True)
+    except RuntimeError as error:
+        raise UserError(f"{path}/classifier.pt does not fit classifier.json "
+                        f"({str(error).splitlines()[-1].strip()}); fine-tune again") from None
+    return model, load_tokenizer(path / "tokenizer.json"), about
+
+
+def classify(folder: str, texts: list[tuple[str, ...]]) -> str:
+    """The whole distribution over a fine-tuned model's classes for each row of texts, as bars.
+
+    Raises UserError when there is no row, or one with more or fewer texts than the task's.
+    """
+    if not texts:
+        raise UserError("there is no text to judge; give one, or lines on stdin")
+    model, tokenizer, about = load_classifier(folder)
+    count, classes = about["texts"], about["classes"]
+    for row in texts:
+        if len(row) != count:
+            raise UserError(f"{folder} judges {count} text{'s' * (count > 1)} at a "
+                            f"time, not {len(row)}; give a pair as two arguments, or as a line "
+                            "with a tab between them")
+    encode = encoder_of(tokenizer, min(about["max_length"], model.config.max_length), "cpu")
+    logits = predict(model, encode, texts)
+    if not classes:
+        return "\n".join(f"{' | '.join(row)}\n  {value:.3f}"
+                         for row, value in zip(texts, logits[:, 0].tolist()))
+    width = max(map(len, classes))
     return "\n".join("\n".join([" | ".join(row), *(
         f"  {name:{width}}  {'#' * round(20 * share):20} {share:6.1%}"
-        for name, share in zip(about["classes"], shares))]) for row, shares in zip(texts, rows))
+        for name, share in zip(classes, shares))])
+        for row, shares in zip(texts, logits.softmax(-1).tolist()))

@@ -176,27 +176,36 @@ def _read_config(folder: Path, next_sentence: bool) -> ModelConfig:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     safe, plain = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if safe.exists() and not plain.exists():
+    weights = read_tensors(safe if safe.exists() and not plain.exists() else plain)
+    return {_modern(name): tensor for name, tensor in weights.items()}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of a pickle in which nothing is executed, by name.
+
+    Raises UserError when the file is missing, broken, holds anything else, or numbers that are
+    not finite.
+    """
+    if path.suffix == ".safetensors":
         try:
-            from safetensors.torch import load_file
+            from safetensors.torch import load_file as read
         except ImportError:
-            raise UserError(f"{safe} needs the safetensors package; pip install safetensors") \
+            raise UserError(f"{path} needs the safetensors package; pip install safetensors") \
                 from None
-        read = lambda: load_file(safe)
     else:
-        read = lambda: torch.load(plain, map_location="cpu", weights_only=True)
+        read = lambda path: torch.load(path, map_location="cpu", weights_only=True)
     try:
-        weights = {_modern(name): tensor for name, tensor in read().items()}
+        weights = {str(name): tensor for name, tensor in read(path).items()}
+        bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     except FileNotFoundError:
-        raise UserError(f"{plain} is missing; name the folder of a finished run") from None
+        raise UserError(f"{path} is missing; name the folder of a finished run") from None
     except pickle.UnpicklingError:
-        raise UserError(f"{plain} holds more than tensors and is not read: it could run code; "
+        raise UserError(f"{path} holds more than tensors and is not read: it could run code; "
                         "get the model from a source you trust, as safetensors") from None
     except Exception as error:  # torch and safetensors name many kinds of broken files
-        raise UserError(f"the weights in {folder} cannot be read ({error}); copy them again") \
-            from None
-    if bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
-        raise UserError(f"{folder}: the weight {bad[0]} is not finite; copy the folder again")
+        raise UserError(f"{path} cannot be read ({error}); copy it again") from None
+    if bad:
+        raise UserError(f"{path}: the weight {bad[0]} is not finite; copy it again")
     return weights
 
 

@@ -18,15 +18,17 @@ COLUMNS = (
     ("loss in pairs", lambda m: m["segment-pair"]["mlm_loss"], "{:.3f}"),
     ("seconds", lambda m: m["seconds"], "{:.0f}"),
 )
+FLOORS = {"(majority)": "majority", "(bag of words)": "bag_of_words", "(word overlap)": "overlap"}
 
 
 def family_table(folders: list[str]) -> str:
-    """Finished runs as a Markdown table, one a line.
+    """Finished runs as a Markdown table, one a line; then the floors of their tasks.
 
     Raises UserError when a run is not finished or was evaluated on another set than the first.
     """
-    rows = [["run", *(heading for heading, _, _ in COLUMNS)]]
     first: dict[str, Any] = {}
+    tasks: dict[str, dict] = {}
+    rows: list[dict[str, str]] = []  # heading -> cell
     for folder in folders:
         metrics = _read(Path(folder) / "metrics.json", "is not finished; run its script again")
         found = metrics["full-sentences"]
@@ -35,11 +37,25 @@ def family_table(folders: list[str]) -> str:
             raise UserError(f"{folder} was evaluated on another set ({found['hash']}) than "
                             f"{folders[0]} ({first['hash']}); compare runs on one corpus, "
                             "tokenizer and sequence length")
-        rows.append([Path(folder).name, *(form.format(get(metrics)) for _, get, form in COLUMNS)])
-    widths = [max(map(len, column)) for column in zip(*rows)]
+        done = {f"{name} {task['metric']}": task for name, task in metrics.get("tasks", {}).items()}
+        for name, task in done.items():
+            floors = {floor: task.get(floor) for floor in (*FLOORS.values(), "dev_rows")}
+            if floors != tasks.setdefault(name, floors):
+                raise UserError(f"{folder} did {name} on other rows than the runs before it; "
+                                "compare runs with one --task-rows")
+        rows.append({"run": Path(folder).name,
+                     **{heading: form.format(get(metrics)) for heading, get, form in COLUMNS},
+                     **{name: f"{task['score']:.3f}" for name, task in done.items()}})
+    for name, floor in FLOORS.items():
+        rows.append({"run": name, **{task: f"{floors[floor]:.3f}" for task, floors in tasks.items()
+                                     if floors[floor] is not None}})
+    headings = ["run", *(heading for heading, _, _ in COLUMNS), *tasks]
+    cells = [headings, *([row.get(heading, "") for heading in headings] for row in rows
+                         if len(row) > 1)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ["| " + " | ".join([row[0].ljust(widths[0])]
                                + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])])
-             + " |" for row in rows]
+             + " |" for row in cells]
     rule = "|" + "|".join(["-" * (widths[0] + 2)] + ["-" * (w + 1) + ":" for w in widths[1:]]) + "|"
     note = (f"Loss in nats per hidden token, on the same {first['targets']:,} targets "
             f"(set {first['hash']}) of documents that no run trained on. The unigram entropy of "

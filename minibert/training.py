@@ -149,11 +149,16 @@ class Training:
         self.window.append(self.terms)
         self.terms = {}
 
-    def finish(self) -> None:
-        """Evaluate on both fixed sets, write the Hugging Face folder and metrics.json."""
-        metrics = {kind: evaluate(self.model, found) for kind, found in self.eval_sets.items()}
+    def save(self) -> None:
+        """Write the Hugging Face folder; from here on Ctrl-C and SIGTERM stop at once again."""
         save_pretrained(self.model, self.tokenizer, self.out)
-        metrics |= {"parameters": sum(p.numel() for p in self.model.parameters()),
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def finish(self, tasks: dict[str, dict]) -> None:
+        """Evaluate on both fixed sets and write metrics.json; tasks: scores of the fine-tuning."""
+        metrics = {kind: evaluate(self.model, found) for kind, found in self.eval_sets.items()}
+        metrics |= {"tasks": tasks, "parameters": sum(p.numel() for p in self.model.parameters()),
                     "layers": len(self.model.encoder.layers), "steps": self.step,
                     "tokens": self.tokens, "targets": self.targets,
                     "seconds": round(self.seconds, 1)}

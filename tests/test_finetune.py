@@ -1,6 +1,7 @@
-"""Tasks: reading, scores, floors, and a classifier that learns what can be learned."""
+"""A classifier that learns what can be learned, with and without a teacher."""
+import io
 import json
-import math
+import shutil
 import sys
 
 import numpy as np
@@ -11,8 +12,8 @@ from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
 from minibert.__main__ import main
 from minibert.config import FinetuneConfig
 from minibert.errors import UserError, run_cli
-from minibert.finetune import (TASKS, SequenceClassifier, bag_of_words, classify, finetune,
-                               predict, read_task, score)
+from minibert.finetune import (SequenceClassifier, classify, describe, finetune,
+                               load_classifier, predict)
 from minibert.tokenizer import train_tokenizer
 
 WORDS = "ba be bi bo bu da de di do du".split()
@@ -110,63 +111,9 @@ def test_prediction_is_without_dropout():
     model = SequenceClassifier(CONFIG, 3).train()
     given = {"input_ids": torch.tensor([[2, 7, 8, 3]]), "attention_mask": torch.ones(1, 4)}
     one, two = (predict(model.train(), lambda rows: given, [("x",)]) for _ in range(2))
-    assert (one == two).all() and one.sum() == pytest.approx(1)
+    assert torch.equal(one, two)
 
 
-def test_scores_against_their_definitions():
-    """Catches F1 of the wrong class, accuracy called F1, a Matthews that is not 0 by chance."""
-    draw = np.random.default_rng(1)
-    guesses, labels = draw.integers(0, 2, 200), draw.integers(0, 2, 200)
-    both = int(((guesses == 1) & (labels == 1)).sum())
-    precision, recall = both / guesses.sum(), both / labels.sum()
-    assert score("f1", guesses, labels) == pytest.approx(
-        2 * precision * recall / (precision + recall))
-    assert score("matthews", guesses, labels) == pytest.approx(np.corrcoef(guesses, labels)[0, 1])
-    assert score("matthews", np.ones(200, int), labels) == 0
-    assert score("matthews", labels, labels) == pytest.approx(1)
-    assert score("accuracy", 1 - labels, labels) == 0
-
-
-def test_bag_of_words_by_hand():
-    """Catches a floor that is lower than it should be, which flatters every model."""
-    texts, labels = [("good film",), ("bad film",), ("good good",)], np.array([1, 0, 1])
-    assert bag_of_words(texts, labels, [("good",), ("bad bad",), ("unseen",)]).tolist() == [1, 0, 1]
-
-
-def test_bag_of_words_against_a_slow_one():
-    """Catches smoothing, word pairs or the prior left out."""
-    draw = np.random.default_rng(0)
-    rows = [(" ".join(draw.choice(list("abcdefgh"), 4)),) for _ in range(90)]
-    labels = draw.choice(2, 60, p=[0.3, 0.7])
-
-    def grams(row):
-        words = row[0].split()
-        return words + [" ".join(pair) for pair in zip(words, words[1:])]
-
-    seen = [[gram for row, label in zip(rows, labels) if label == c for gram in grams(row)]
-            for c in (0, 1)]
-    known = set(seen[0]) | set(seen[1])
-    expected = []
-    for row in rows[60:]:
-        scores = [math.log((labels == c).mean()) for c in (0, 1)]
-        for c in (0, 1):
-            for gram in grams(row):
-                if gram in known:
-                    scores[c] += math.log((seen[c].count(gram) + 1) / (len(seen[c]) + len(known)))
-        expected.append(int(scores[1] > scores[0]))
-    assert 0 < sum(expected) < 30
-    assert bag_of_words(rows[:60], labels, rows[60:]).tolist() == expected
-
-
-def test_glue_files_are_read_as_published(tmp_path):
-    """Catches quotes that eat rows, a lost last line, a byte order mark in a column's name."""
-    path = tmp_path / "train.tsv"
-    path.write_bytes('\ufeffsentence\tlabel\n"an open quote\t1\nlast line\t0'.encode())
-    assert read_task(path, TASKS["sst2"]) == ([('"an open quote',), ("last line",)], ["1", "0"])
-    path.write_text("gj04\t1\t\tOur friends.\r\ngj04\t0\t*\tThem they.\r\n")
-    assert read_task(path, TASKS["cola"]) == ([("Our friends.",), ("Them they.",)], ["1", "0"])
-    path.write_text("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tOne.\tTwo.\n")
-    assert read_task(path, TASKS["mrpc"]) == ([("One.", "Two.")], ["1"])
 
 
 @pytest.mark.parametrize("train, dev, message", [
@@ -188,10 +135,125 @@ def test_tasks_that_cannot_be_used(train, dev, message, run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_settings_and_tasks_agree():
-    """Catches a task that has no flag, or a flag without a task."""
-    [field] = [f for f in FinetuneConfig.__dataclass_fields__.values() if f.name == "task"]
-    assert field.metadata["allowed"] == tuple(TASKS)
+
+def test_values_are_met(run, tmp_path):
+    """Catches a regression trained as classes, values that are squashed, labels not aligned."""
+    draw = np.random.default_rng(0)
+    for name, count in (("train", 300), ("dev", 50)):
+        lines = ["sentence1\tsentence2\tscore"]
+        for _ in range(count):
+            many = int(draw.integers(0, 6))
+            lines.append(f"{' '.join(['ba'] * many + ['du'] * (5 - many))}\tdi\t{many}")
+        (tmp_path / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    found = finetune(run, settings(tmp_path, task="stsb"))
+    assert found["metric"] == "spearman" and found["score"] > 0.9 and "accuracy" not in found
+    rows = [line.split("\t") for line in (tmp_path / "out/predictions.tsv").read_text()
+            .splitlines()]
+    assert rows[0] == ["label", "guess"] and len(rows) == 51
+    assert np.corrcoef(np.array(rows[1:], float).T)[0, 1] > 0.9
+    pairs = [("du du du du du", "di"), ("ba ba ba ba ba", "di")]
+    few, many = classify(str(tmp_path / "out"), pairs).split("\n")[1::2]
+    assert float(few) < 1.5 and float(many) > 3.5
+
+
+@pytest.fixture(scope="module")
+def contrary(run, tmp_path_factory):
+    """A teacher that learned the labels the wrong way round, and its task."""
+    folder = tmp_path_factory.mktemp("contrary")
+    for name in ("train", "dev"):
+        rows = [f"{'ba' if i % 2 else 'du'} {WORDS[1 + i % 8]}" for i in range(200)]
+        lines = [f"{'du' if i % 2 else 'ba'}\t{row}" for i, row in enumerate(rows)]
+        (folder / f"{name}.tsv").write_text("\n".join(["label\ttext", *lines]) + "\n")
+    finetune(run, settings(folder, epochs=3))
+    return folder / "out"
+
+
+def right_way(contrary, folder):
+    """The teacher's texts with the labels that are right."""
+    for name in ("train", "dev"):
+        text = (contrary.parent / f"{name}.tsv").read_text()
+        swapped = text.replace("du\t", "?\t").replace("ba\t", "du\t").replace("?\t", "ba\t")
+        (folder / f"{name}.tsv").write_text(swapped)
+    return folder
+
+
+@pytest.mark.parametrize("share, follows", [("1.0", True), ("0.0", False)])
+def test_student_learns_from_a_teacher_as_far_as_asked(share, follows, run, contrary, tmp_path):
+    """Catches soft targets that are not used, used always, or used for the twin without teacher;
+    the teacher is wrong, so that whoever follows it scores 0."""
+    found = finetune(run, settings(right_way(contrary, tmp_path), epochs=3, teacher=str(contrary),
+                                   alpha_kl=float(share)))
+    assert found["teacher"] < 0.1 and found["without_teacher"] > 0.9
+    assert found["score"] < 0.1 if follows else found["score"] == found["without_teacher"]
+    assert describe(found).endswith("the teacher itself 0.000)")
+
+
+def test_soft_targets_are_softened(run, contrary, tmp_path):
+    """Catches a temperature that does not reach the loss."""
+    right_way(contrary, tmp_path)
+    weights = []
+    for name, temperature in (("warm", 1.0), ("hot", 9.0)):
+        finetune(run, settings(tmp_path, epochs=1, teacher=str(contrary), temperature=temperature,
+                               out=str(tmp_path / name)))
+        weights.append(torch.load(tmp_path / name / "classifier.pt", weights_only=True))
+    assert not torch.equal(weights[0]["classifier.weight"], weights[1]["classifier.weight"])
+
+
+def test_teacher_of_another_task_is_refused(run, contrary, task_dir):
+    """Catches soft targets of classes that mean something else."""
+    with pytest.raises(UserError, match="same task"):
+        finetune(run, settings(task_dir, teacher=str(contrary)))
+    with pytest.raises(UserError, match="has no classifier"):
+        finetune(run, settings(task_dir, teacher=run))
+
+
+class Hostile:
+    def __reduce__(self):
+        return (open, ("/tmp/never-made-by-minibert", "w"))
+
+
+@pytest.mark.parametrize("file, content, message", [
+    ("classifier.json", None, "has no classifier"),
+    ("classifier.json", "{", "classifier.json cannot be used"),
+    ("classifier.json", "[]", "classifier.json cannot be used"),
+    ("classifier.json", '{"classes": ["a", "b"], "texts": 1, "max_length": 9, "model": '
+     '{"hidden_size": 100000000, "num_attention_heads": 1}}', "does not fit"),
+    ("classifier.json", '{"classes": ["a", "b"], "texts": 1, "max_length": 9, "model": '
+     '{"surprise": 1}}', "surprise"),
+    ("classifier.pt", None, "classifier.pt is missing"),
+    ("classifier.pt", "no weights", "classifier.pt"),
+    ("classifier.pt", Hostile(), "could run code"),
+    ("classifier.pt", {"dense.weight": torch.zeros(1)}, "does not fit"),
+    ("classifier.pt", {"dense.weight": torch.full((16, 16), float("nan"))}, "not finite"),
+    ("tokenizer.json", None, "tokenizer.json is missing"),
+])
+def test_classifier_folders_that_cannot_be_used(file, content, message, contrary, tmp_path):
+    """Catches tracebacks, code that a file brings, memory for sizes that a file states."""
+    shutil.copytree(contrary, tmp_path / "copy")
+    path = tmp_path / "copy" / file
+    if content is None:
+        path.unlink()
+    elif isinstance(content, str):
+        path.write_text(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=message):
+        load_classifier(str(tmp_path / "copy"))
+
+
+def test_classify_says_how_many_texts_it_needs(contrary, monkeypatch, capsys):
+    """Catches a traceback for a pair where single texts were learned; an empty line is a text."""
+    with pytest.raises(UserError, match="judges 1 text at a time, not 2"):
+        classify(str(contrary), [("ba", "du")])
+    monkeypatch.setattr(sys, "argv", ["minibert", "classify", str(contrary), "-"])
+    for given, count in (("ba\ndu\n", 2), ("\n", 1)):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+        run_cli(main)
+        assert capsys.readouterr().out.count("%") == 2 * count
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(SystemExit) as ended:
+        run_cli(main)
+    assert ended.value.code == 2 and "no text to judge" in capsys.readouterr().err
 
 
 def test_from_the_command_line(run, task_dir, monkeypatch, capsys):

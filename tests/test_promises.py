@@ -13,6 +13,9 @@ from minibert.report import family_table
 FROM_TEXT_TO_LOSS = ["train_bert.py", "minibert/data.py", "minibert/masking.py",
                      "minibert/model.py", "minibert/losses.py"]
 CODE = [*ROOT.glob("*.py"), *ROOT.glob("minibert/*.py"), *ROOT.glob("data/*.py")]
+# What reads, judges and shows the runs that the recipes make; a reader of the recipes skips it.
+TOOLS = [ROOT / "minibert" / f"{name}.py" for name in ("tasks", "finetune", "fill_mask", "report")
+         ] + [*ROOT.glob("data/tasks_*.py")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -23,7 +26,8 @@ def lines(path):
 def test_line_budgets():
     """Catches a file, or a project, that outgrows an afternoon's reading."""
     assert sum(len(lines(ROOT / name)) for name in FROM_TEXT_TO_LOSS) <= 800
-    assert sum(len(lines(path)) for path in CODE) <= 2800
+    tools = sum(len(lines(path)) for path in TOOLS)
+    assert sum(len(lines(path)) for path in CODE) - tools <= 2500 and tools <= 1700
     assert max(len(lines(path)) for path in CODE) <= 350
     assert len(README.splitlines()) <= 220
 

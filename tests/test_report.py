@@ -16,7 +16,10 @@ from minibert.report import family_table, info
 def family(toy_text, tmp_path_factory):
     """BERT, RoBERTa and a student of each, trained by the scripts as `make all` calls them."""
     folder = tmp_path_factory.mktemp("family")
-    corpus = ["--corpus", toy_text]
+    rows = "".join(f"{'be' if i % 2 else 'ga'} du\t{'ab'[i % 2]}\n" for i in range(30))
+    for name in ("train", "dev"):
+        (folder / f"{name}.tsv").write_text(f"text\tlabel\n{rows}")
+    corpus = ["--corpus", toy_text, "--tasks", "text", "--task-dir", folder, "--task-rows", 20]
     commands = [["train_bert", *BUDGET, *TOY, *corpus, "--out", folder / "bert"],
                 ["train_roberta", *BUDGET, *TOY, *corpus, "--out", folder / "roberta"],
                 ["distill", *BUDGET, *corpus, "--teacher", folder / "bert",
@@ -35,8 +38,10 @@ def test_table_of_the_family(family):
     """Catches a column that is not what the run measured."""
     names = ["bert", "roberta", "distilbert", "untaught"]
     lines = family_table([str(family / name) for name in names]).splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:6]]
-    assert [row[0] for row in rows[2:]] == names
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:8]]
+    assert [row[0] for row in rows[2:]] == [*names, "(majority)", "(bag of words)"]
+    assert rows[6] == ["(majority)", *[""] * (len(rows[0]) - 2), "0.500"]
+    assert rows[7][-1] == "1.000" and lines[8] == ""
     for name, row in zip(names, rows[2:]):
         metrics = json.loads((family / name / "metrics.json").read_text())
         cells = dict(zip(rows[0], row))
@@ -46,6 +51,9 @@ def test_table_of_the_family(family):
         assert int(cells["parameters"].replace(",", "")) == sum(
             p.numel() for p in model.parameters())
         assert int(cells["layers"]) == len(model.encoder.layers)
+        scored = json.loads((family / name / "tasks" / "text" / "metrics.json").read_text())
+        assert cells["text accuracy"] == f"{scored['score']:.3f}"
+        assert scored["settings"]["max_length"] == 64 and scored["run"] == str(family / name)
 
 
 def test_untaught_student_learns_from_hard_labels_alone(family):
@@ -65,6 +73,20 @@ def test_trap_37_other_evaluation_set_is_refused(family, tmp_path):
     path.write_text(json.dumps(metrics))
     with pytest.raises(UserError, match="another set"):
         family_table([str(family / "bert"), str(tmp_path / "other")])
+
+
+def test_a_task_done_on_other_rows_is_refused(family, tmp_path):
+    """Catches accuracies side by side whose floors are not the same."""
+    shutil.copytree(family / "roberta", tmp_path / "other")
+    path = tmp_path / "other" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["tasks"]["text"]["bag_of_words"] = 0.6
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match="on other rows"):
+        family_table([str(family / "bert"), str(tmp_path / "other")])
+    metrics["tasks"] = {}
+    path.write_text(json.dumps(metrics))
+    assert "| other " in family_table([str(family / "bert"), str(tmp_path / "other")])
 
 
 def test_trap_39_budget_is_logged(family):

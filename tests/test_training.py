@@ -72,7 +72,8 @@ def test_trap_24_bias_correction_is_the_departure_we_name():
 def test_trap_24_optimizer_has_the_recipe_s_settings(toy_text, tmp_path, run_script, monkeypatch):
     """Catches another optimizer, or an epsilon, beta 2 or decay that does not reach it."""
     seen = []
-    monkeypatch.setattr(training_module.Training, "finish", lambda self: seen.append(self))
+    monkeypatch.setattr(training_module.Training, "finish",
+                        lambda self, tasks: seen.append(self))
     for script, beta2, decay in (("train_bert", 0.999, 0.01), ("train_roberta", 0.98, 0.01)):
         run_script(script, *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / script)
         optimizer = seen[-1].optimizer
@@ -288,6 +289,34 @@ def test_killed_run_goes_on_bit_for_bit(script, sent, toy_text, tmp_path, run_sc
     run_script(script, *flags, "--out", killed)
     run_script(script, *flags, "--out", whole)
     assert_same_run(killed, whole)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_killed_while_fine_tuning(sent, toy_text, tmp_path, run_script):
+    """Catches a Ctrl-C that nobody hears after the last step, a run that counts as finished
+    without its tasks, and a folder of a task, half done, that is in the way."""
+    (tmp_path / "train.tsv").write_text("text\tlabel\nbe\ta\nga\tb\n")
+    (tmp_path / "dev.tsv").write_text("text\tlabel\n" + "be\ta\nga\tb\n" * 20_000)
+    flags = [*BUDGET, *TOY, "--corpus", toy_text, "--tasks", "text", "--task-dir", tmp_path,
+             "--out", tmp_path / "run"]
+    process = start_script("train_roberta", *flags)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "tokenizer_config.json").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(sent)
+    stderr = process.communicate(timeout=20)[1]
+    assert process.returncode == (130 if sent == signal.SIGINT else -sent)
+    assert "Traceback" not in stderr
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    (tmp_path / "run" / "tasks" / "text").mkdir(parents=True)
+    (tmp_path / "run" / "tasks" / "text" / "half").touch()
+    (tmp_path / "dev.tsv").write_text("text\tlabel\nbe\ta\nga\tb\n")
+    run_script("train_roberta", *flags)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["tasks"]["text"]["dev_rows"] == 2
+    assert not (tmp_path / "run" / "tasks" / "text" / "half").exists()
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,12 @@ Random weights, random padded batches of odd lengths; hidden states, logits, los
 gradient, for folders that we wrote and folders that `transformers` wrote.
 """
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import BUDGET, ROOT, TOY
 
 transformers = pytest.importorskip("transformers", reason="make parity installs it")
 
@@ -149,4 +152,38 @@ def test_token_ids(kind, size, tmp_path):
         both = tokenizer.encode(text, "the fox")
         assert theirs(text, "the fox").input_ids == both.ids, repr(text)
     assert theirs.mask_token_id == tokenizer.encode(theirs.mask_token).ids[1]
-    assert theirs.pad_token_id == (0 if kind == "wordpiece" else 0)
+    assert theirs.pad_token_id == 0
+
+
+@pytest.fixture(scope="module")
+def runs(toy_text, tmp_path_factory):
+    """The four models as their scripts leave them, trained for a few steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, script, *flags in (("bert", "train_bert", *TOY), ("roberta", "train_roberta", *TOY),
+                                 ("distilbert", "distill", "--teacher", folder / "bert"),
+                                 ("distilroberta", "distill", "--teacher", folder / "roberta")):
+        subprocess.run([sys.executable, ROOT / f"{script}.py", *BUDGET, *map(str, flags),
+                        "--corpus", toy_text, "--out", folder / name], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "distilroberta"])
+def test_a_run_loads_by_itself(name, runs):
+    """Catches a folder that needs more than its path, or loses weights or logits on the way."""
+    kind = transformers.AutoModelForPreTraining if name == "bert" \
+        else transformers.AutoModelForMaskedLM
+    theirs, found = kind.from_pretrained(runs / name, output_loading_info=True)
+    assert not any(found.values()), found
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(runs / name)
+    ours, tokenizer = load_pretrained(runs / name)
+    text = f"bado geki {their_tokenizer.mask_token} lu, naïve."
+    inputs = their_tokenizer(text, return_tensors="pt")
+    assert inputs.input_ids[0].tolist() == tokenizer.encode(text).ids
+    with torch.no_grad():
+        output = theirs.eval()(**inputs)
+        expected = ours.eval()(inputs.input_ids, attention_mask=inputs.attention_mask,
+                               token_type_ids=inputs.get("token_type_ids"))
+    logits = output.prediction_logits if name == "bert" else output.logits
+    assert torch.allclose(logits, expected.mlm_logits, atol=1e-5)
+    if name == "bert":
+        assert torch.allclose(output.seq_relationship_logits, expected.nsp_logits, atol=1e-5)

@@ -1,0 +1,216 @@
+"""Tasks of single texts or pairs: where they are, how they are read and scored, and their floors.
+
+A score means something only beside what needs no model: the most frequent answer, and a
+classifier that counts words. N rows, C classes.
+"""
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minibert.corpus import DATA, run_data_script
+from minibert.errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a task's texts and labels stand in its train.tsv and dev.tsv, and how it is scored."""
+    texts: tuple[str, ...]  # names of columns, or numbers where the file has no header
+    label: str
+    metric: str = "accuracy"
+    header: bool = True
+    folder: str = ""  # its name in GLUE's layout, inside --task-dir or data/tasks
+    script: str = "tasks_glue"  # what makes that folder, in data/
+
+
+TASKS = {
+    "sst2": Task(("sentence",), "label", folder="SST-2"),
+    "cola": Task(("3",), "1", "matthews", header=False, folder="CoLA"),
+    "mrpc": Task(("#1 String", "#2 String"), "Quality", "f1", folder="MRPC"),
+    "rte": Task(("sentence1", "sentence2"), "label", folder="RTE"),
+    "stsb": Task(("sentence1", "sentence2"), "score", "spearman", folder="STS-B"),
+    "library": Task(("text",), "label", folder="library", script="tasks_pydocs"),
+    "same-page": Task(("text_a", "text_b"), "label", folder="same-page", script="tasks_pydocs"),
+    "text": Task(("text",), "label"),  # a task of one's own, with these columns
+    "pair": Task(("text_a", "text_b"), "label"),
+}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's rows; labels are numbers of classes, (N,) int64, or values to meet, (N,) float32."""
+    name: str
+    classes: list[str]  # empty: the labels are values
+    texts: list[tuple[str, ...]]
+    labels: np.ndarray
+    dev_texts: list[tuple[str, ...]]
+    dev_labels: np.ndarray
+
+    @property
+    def metric(self) -> str:
+        """accuracy, f1, matthews or spearman."""
+        return TASKS[self.name].metric
+
+    def score(self, guesses: np.ndarray) -> float:
+        """How good guesses for the dev rows are, (N,) as the labels are."""
+        return score(self.metric, guesses, self.dev_labels)
+
+    def floors(self) -> dict[str, float]:
+        """The scores of the most frequent answer and of words without order; no value is NaN.
+
+        bag_of_words where there are classes, overlap where there are pairs and at most two.
+        """
+        if not self.classes:  # always the same answer ranks nothing
+            return {"majority": 0.0, "overlap": self.score(overlaps(self.dev_texts))}
+        most = np.full(len(self.dev_labels), np.bincount(self.labels).argmax())
+        floors = {"majority": self.score(most), "bag_of_words": self.score(
+            bag_of_words(self.texts, self.labels, self.dev_texts))}
+        if len(self.texts[0]) == len(self.classes) == 2:
+            shared, dev_shared = overlaps(self.texts), overlaps(self.dev_texts)
+            cut, above = max(((cut, above) for cut in np.unique(shared) for above in (0, 1)),
+                             key=lambda rule: score(self.metric, (shared > rule[0]) ^ 1 ^ rule[1],
+                                                    self.labels))
+            floors["overlap"] = self.score((dev_shared > cut) ^ 1 ^ above)
+        return floors
+
+
+def load_tasks(names: str, task_dir: str, rows: int = 0) -> dict[str, TaskData]:
+    """The tasks of a list such as "sst2,mrpc" ("none": none), by name; as `load_task`."""
+    return {name: load_task(name, task_dir, rows) for name in names.split(",") if name != "none"}
+
+
+def load_task(name: str, task_dir: str, rows: int = 0) -> TaskData:
+    """Read a task from task_dir or, where that is "", from data/tasks, made or downloaded there.
+
+    rows: how many of train.tsv to use; 0: all. Raises UserError when there is no such task, and
+    when a file cannot be used.
+    """
+    if name not in TASKS:
+        raise UserError(f"there is no task {name!r}; use {', '.join(TASKS)}")
+    task, folder = TASKS[name], _folder(name, task_dir)
+    texts, labels = read_task(folder / "train.tsv", task)
+    texts, labels = texts[:rows or None], labels[:rows or None]
+    dev_texts, dev_labels = read_task(folder / "dev.tsv", task)
+    if task.metric == "spearman":
+        return TaskData(name, [], texts, _values(folder / "train.tsv", labels), dev_texts,
+                        _values(folder / "dev.tsv", dev_labels))
+    classes = sorted(set(labels))
+    if unseen := sorted(set(dev_labels) - set(classes)):
+        raise UserError(f"{folder}/dev.tsv has the label {unseen[0]!r}, which "
+                        f"{'its first rows' if rows else 'train.tsv'} lacks; give both the same")
+    if len(classes) < 2 or (task.metric != "accuracy" and len(classes) > 2):
+        raise UserError(f"{folder}/train.tsv has {len(classes)} different labels; {name} "
+                        f"needs two{' or more' * (task.metric == 'accuracy')}")
+    number = {label: number for number, label in enumerate(classes)}
+    return TaskData(name, classes, texts, np.array([number[label] for label in labels]),
+                    dev_texts, np.array([number[label] for label in dev_labels]))
+
+
+def _folder(name: str, task_dir: str) -> Path:
+    task = TASKS[name]
+    if task_dir:  # the task's own folder, or one that holds it beside others
+        inside = Path(task_dir) / task.folder
+        return inside if inside.is_dir() else Path(task_dir)
+    if not task.folder:
+        raise UserError(f"--task-dir is missing; name the folder with {name}'s train.tsv and "
+                        "dev.tsv")
+    folder = DATA / "tasks" / task.folder
+    if not (folder / "train.tsv").exists():
+        run_data_script(task.script, task.folder)
+    return folder
+
+
+def _values(path: Path, labels: list[str]) -> np.ndarray:
+    try:
+        values = np.array([float(label) for label in labels], dtype=np.float32)
+    except ValueError as error:
+        raise UserError(f"{path} has a label that is no number ({error}); mend it") from None
+    if not np.isfinite(values).all():
+        raise UserError(f"{path} has a label that is not finite; mend it")
+    return values
+
+
+def read_task(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Texts and labels of a tab-separated file; quotes are text, as in GLUE.
+
+    Raises UserError when the file is missing, empty, not UTF-8 or lacks a column.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; name the folder that holds it with --task-dir") \
+            from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}); convert it first") from None
+    rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
+    if len(rows) <= task.header:
+        raise UserError(f"{path} holds no rows; give it some")
+    names = rows[0] if task.header else [str(column) for column in range(len(rows[0]))]
+    wanted = (*task.texts, task.label)
+    if missing := [name for name in wanted if name not in names]:
+        raise UserError(f"{path} has no column {missing[0]!r}; it has {', '.join(names)}")
+    columns = [names.index(name) for name in wanted]
+    for number, row in enumerate(rows[task.header:], task.header + 1):
+        if len(row) <= max(columns):
+            raise UserError(f"{path}: row {number} has {len(row)} columns, too few; "
+                            "separate them by single tabs")
+    cells = [[row[column] for column in columns] for row in rows[task.header:]]
+    return [tuple(row[:-1]) for row in cells], [row[-1] for row in cells]
+
+
+def score(metric: str, guesses: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy, F1 of class 1 and Matthews' correlation of classes; Spearman's of values; (N,).
+
+    A correlation with what does not vary counts as 0.
+    >>> guesses, labels = np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])
+    >>> [round(score(metric, guesses, labels), 3) for metric in ("accuracy", "f1", "matthews")]
+    [0.75, 0.667, 0.577]
+    >>> round(score("spearman", np.array([0.1, 0.2, 9.0]), np.array([1.0, 2.0, 3.0])), 3)
+    1.0
+    """
+    if metric == "accuracy":
+        return float((guesses == labels).mean())
+    if metric == "f1":
+        return 2 * int((guesses & labels).sum()) / max(1, int(guesses.sum() + labels.sum()))
+    if metric == "spearman":
+        guesses, labels = _ranks(guesses), _ranks(labels)
+    # Matthews' correlation of two classes is Pearson's of 0 and 1; Spearman's is that of ranks.
+    a, b = guesses - guesses.mean(), labels - labels.mean()
+    spread = ((a @ a) * (b @ b)) ** 0.5
+    return float(a @ b / spread) if spread else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, equal values sharing the mean of theirs."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return ((last - counts + 1 + last) / 2)[which]
+
+
+def bag_of_words(texts: list[tuple[str, ...]], labels: np.ndarray,
+                 tests: list[tuple[str, ...]]) -> np.ndarray:
+    """The floor: naive Bayes on words and word pairs, in no order (labels 0..C-1); (tests,)."""
+    def grams(row: tuple[str, ...]) -> list[str]:
+        words = " ".join(row).lower().split()
+        return words + [f"{a} {b}" for a, b in zip(words, words[1:])]
+
+    counts = [Counter() for _ in range(labels.max() + 1)]
+    for row, label in zip(texts, labels):
+        counts[label].update(grams(row))
+    known = set().union(*counts)
+    totals = [sum(count.values()) + len(known) for count in counts]
+    prior = np.log(np.bincount(labels) / len(labels))
+    return np.array([np.argmax([prior[c] + sum(np.log((counts[c][g] + 1) / totals[c])
+                                               for g in grams(row) if g in known)
+                                for c in range(len(counts))]) for row in tests])
+
+
+def overlaps(pairs: list[tuple[str, ...]]) -> np.ndarray:
+    """The share of two texts' words that both have, for each pair; (N,).
+
+    >>> overlaps([("the red fox", "The fox"), ("a", "b")])
+    array([0.66666667, 0.        ])
+    """
+    words = [[set(text.lower().split()) for text in pair] for pair in pairs]
+    return np.array([len(a & b) / max(1, len(a | b)) for a, b in words])

@@ -1,0 +1,177 @@
+"""Tasks: reading, scores and floors."""
+import math
+
+import numpy as np
+import pytest
+from conftest import assert_one_error_line, start_script
+
+from minibert import corpus as corpus_module
+from minibert import tasks as tasks_module
+from minibert.config import FinetuneConfig, preset_tasks
+from minibert.errors import UserError
+from minibert.tasks import TASKS, bag_of_words, load_task, load_tasks, read_task, score
+
+
+def test_scores_against_their_definitions():
+    """Catches F1 of the wrong class, accuracy called F1, a Matthews that is not 0 by chance."""
+    draw = np.random.default_rng(1)
+    guesses, labels = draw.integers(0, 2, 200), draw.integers(0, 2, 200)
+    both = int(((guesses == 1) & (labels == 1)).sum())
+    precision, recall = both / guesses.sum(), both / labels.sum()
+    assert score("f1", guesses, labels) == pytest.approx(
+        2 * precision * recall / (precision + recall))
+    assert score("matthews", guesses, labels) == pytest.approx(np.corrcoef(guesses, labels)[0, 1])
+    assert score("matthews", np.ones(200, int), labels) == 0
+    assert score("matthews", labels, labels) == pytest.approx(1)
+    assert score("accuracy", 1 - labels, labels) == 0
+
+
+def test_bag_of_words_by_hand():
+    """Catches a floor that is lower than it should be, which flatters every model."""
+    texts, labels = [("good film",), ("bad film",), ("good good",)], np.array([1, 0, 1])
+    assert bag_of_words(texts, labels, [("good",), ("bad bad",), ("unseen",)]).tolist() == [1, 0, 1]
+
+
+def test_bag_of_words_against_a_slow_one():
+    """Catches smoothing, word pairs or the prior left out."""
+    draw = np.random.default_rng(0)
+    rows = [(" ".join(draw.choice(list("abcdefgh"), 4)),) for _ in range(90)]
+    labels = draw.choice(2, 60, p=[0.3, 0.7])
+
+    def grams(row):
+        words = row[0].split()
+        return words + [" ".join(pair) for pair in zip(words, words[1:])]
+
+    seen = [[gram for row, label in zip(rows, labels) if label == c for gram in grams(row)]
+            for c in (0, 1)]
+    known = set(seen[0]) | set(seen[1])
+    expected = []
+    for row in rows[60:]:
+        scores = [math.log((labels == c).mean()) for c in (0, 1)]
+        for c in (0, 1):
+            for gram in grams(row):
+                if gram in known:
+                    scores[c] += math.log((seen[c].count(gram) + 1) / (len(seen[c]) + len(known)))
+        expected.append(int(scores[1] > scores[0]))
+    assert 0 < sum(expected) < 30
+    assert bag_of_words(rows[:60], labels, rows[60:]).tolist() == expected
+
+
+def test_glue_files_are_read_as_published(tmp_path):
+    """Catches quotes that eat rows, a lost last line, a byte order mark in a column's name."""
+    path = tmp_path / "train.tsv"
+    path.write_bytes('\ufeffsentence\tlabel\n"an open quote\t1\nlast line\t0'.encode())
+    assert read_task(path, TASKS["sst2"]) == ([('"an open quote',), ("last line",)], ["1", "0"])
+    path.write_text("gj04\t1\t\tOur friends.\r\ngj04\t0\t*\tThem they.\r\n")
+    assert read_task(path, TASKS["cola"]) == ([("Our friends.",), ("Them they.",)], ["1", "0"])
+    path.write_text("Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t7\t8\tOne.\tTwo.\n")
+    assert read_task(path, TASKS["mrpc"]) == ([("One.", "Two.")], ["1"])
+
+
+def test_settings_and_tasks_agree():
+    """Catches a task that has no flag, or a flag without a task."""
+    [field] = [f for f in FinetuneConfig.__dataclass_fields__.values() if f.name == "task"]
+    assert field.metadata["allowed"] == tuple(TASKS)
+
+
+def test_spearman_with_ties():
+    """Catches Pearson called Spearman, and ties that are ranked by where they stand."""
+    assert score("spearman", np.array([1, 10, 100]), np.array([1, 2, 3])) == pytest.approx(1)
+    assert score("spearman", np.array([3, 2, 1]), np.array([1, 2, 30])) == pytest.approx(-1)
+    guesses, labels = np.array([1.0, 2, 2, 4]), np.array([1.0, 3, 2, 2])
+    ranks = np.corrcoef([1, 2.5, 2.5, 4], [1, 4, 2.5, 2.5])[0, 1]
+    assert score("spearman", guesses, labels) == pytest.approx(ranks)
+    assert score("spearman", np.full(4, 2.0), labels) == 0
+
+
+def write_task(folder, train, dev=None, header="text_a\ttext_b\tlabel"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", train), ("dev", dev or train)):
+        (folder / f"{name}.tsv").write_text("\n".join([header, *rows]) + "\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("same, other", [("1", "0"), ("0", "1")])
+def test_overlap_is_a_floor_of_pairs(same, other, tmp_path):
+    """Catches pairs whose only floor looks at the words of both in one bag, where "the same words
+    twice" cannot be seen; and a threshold that knows one polarity only (RTE has the other)."""
+    rows = [f"a{i} b{i}\ta{i} c{i}\t{same}" for i in range(20)]
+    rows += [f"a{i} b{i}\td{i} e{i}\t{other}" for i in range(10)]
+    floors = load_task("pair", write_task(tmp_path, rows)).floors()
+    assert floors["majority"] == pytest.approx(2 / 3) and floors["overlap"] == 1
+    # The threshold is found on the training rows, so that dev rows of another kind are missed.
+    other_dev = [f"a b\ta b\t{other}", f"a b\tc d\t{same}"]
+    assert load_task("pair", write_task(tmp_path, rows, other_dev)).floors()["overlap"] == 0
+
+
+def test_floors_of_values_and_of_many_classes(tmp_path):
+    """Catches a floor that cannot be had, or NaN."""
+    rows = ["a b\ta b\t5.0", "a b\ta c\t2.5", "a b\tc d\t0"]
+    folder = write_task(tmp_path / "STS-B", rows, header="sentence1\tsentence2\tscore")
+    data = load_task("stsb", folder)
+    assert data.labels.tolist() == [5, 2.5, 0] and data.labels.dtype == np.float32
+    assert data.floors() == {"majority": 0.0, "overlap": pytest.approx(1)}
+    three = write_task(tmp_path / "three", ["a\tb\tx", "a\tb\ty", "a\tb\tz"])
+    assert set(load_task("pair", three).floors()) == {"majority", "bag_of_words"}
+
+
+def test_folder_of_one_task_or_of_several(tmp_path):
+    """Catches a --task-dir that is understood in one way only, and rows that are not counted."""
+    rows = ["good\t1", "bad\t0", "fine\t1"]
+    write_task(tmp_path / "SST-2", rows, header="sentence\tlabel")
+    for folder in (tmp_path, tmp_path / "SST-2"):
+        assert load_tasks("sst2", str(folder))["sst2"].texts == [("good",), ("bad",), ("fine",)]
+    assert len(load_task("sst2", str(tmp_path), rows=2).texts) == 2
+    assert load_tasks("none", "") == {}
+
+
+def test_missing_tasks_are_made_by_their_script(tmp_path, monkeypatch):
+    """Catches a script that is not run, is run again, or whose failure goes unnoticed."""
+    monkeypatch.setattr(tasks_module, "DATA", tmp_path)
+    monkeypatch.setattr(corpus_module, "DATA", tmp_path)
+    (tmp_path / "tasks_glue.py").write_text(f"""
+import sys, pathlib
+folder = pathlib.Path({str(tmp_path)!r}) / "tasks" / sys.argv[1]
+folder.mkdir(parents=True)
+for name in "train", "dev":
+    (folder / (name + ".tsv")).write_text("sentence\\tlabel\\na\\t1\\nb\\t0\\n")
+""")
+    assert load_task("sst2", "").labels.tolist() == [1, 0]
+    (tmp_path / "tasks_glue.py").write_text("import sys; sys.exit(3)")
+    assert load_task("sst2", "").labels.tolist() == [1, 0]
+    with pytest.raises(SystemExit) as ended:
+        load_task("cola", "")
+    assert ended.value.code == 3
+
+
+@pytest.mark.parametrize("name, rows, message", [
+    ("poetry", [], "no task 'poetry'; use sst2"), ("text", [], "--task-dir is missing"),
+    ("stsb", ["a\tb\tfive"], "no number"), ("stsb", ["a\tb\tnan"], "not finite"),
+])
+def test_tasks_that_cannot_be_read(name, rows, message, tmp_path):
+    """Catches a traceback where one line would do."""
+    folder = write_task(tmp_path, rows, header="sentence1\tsentence2\tscore") if rows else ""
+    with pytest.raises(UserError, match=message):
+        load_task(name, folder)
+
+
+def test_first_rows_that_lack_a_label(tmp_path):
+    """Catches a message that blames train.tsv for what --rows left out."""
+    folder = write_task(tmp_path, ["a\tx", "b\ty", "c\tz"], header="text\tlabel")
+    with pytest.raises(UserError, match="its first rows"):
+        load_task("text", folder, rows=2)
+
+
+def test_tasks_of_a_preset():
+    """Catches the embedded corpus's tasks after a run on one's own text, and none elsewhere."""
+    assert preset_tasks("tiny", "pydocs") == "library,same-page"
+    assert preset_tasks("tiny", "my.txt") == "none"
+    assert preset_tasks("small", "my.txt") == preset_tasks("base", "pydocs") == "sst2,mrpc,cola"
+
+
+def test_a_task_that_is_not_there_stops_the_run_before_it_starts(toy_text, tmp_path):
+    """Catches hours of training that end in "no such task"."""
+    process = start_script("train_roberta", "--corpus", toy_text, "--vocab-size", "70", "--tasks",
+                           "mrpc", "--task-dir", tmp_path, "--out", tmp_path / "run")
+    assert_one_error_line(process, "train.tsv is missing")
+    assert not (tmp_path / "run").exists()
