@@ -72,7 +72,7 @@ def main():
             training.backward(loss, **losses)
         training.update(batch, predictions)
     training.save()
-    training.finish(finetune_tasks(run, tasks))
+    training.finish(finetune_tasks(run, tasks), teacher)
 
 
 def layer_map(teacher_layers: int, student_layers: int) -> list[int]:

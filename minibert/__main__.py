@@ -27,6 +27,14 @@ def main():
     judge = commands.add_parser("classify", help="a fine-tuned model's classes for a text")
     judge.add_argument("run", help="a folder that finetune made")
     judge.add_argument("texts", nargs="+", help='a text or a pair; "-" reads lines from stdin')
+    claims = commands.add_parser("compare", help="run the claims' arms and judge each claim")
+    claims.add_argument("--name", default="mine", help="of runs/NAME and results/NAME [mine]")
+    claims.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
+    claims.add_argument("--preset", default="auto", choices=("auto", *BUDGETS))
+    claims.add_argument("--seeds", type=int, default=3, help="runs of each arm [3]")
+    claims.add_argument("--only", default="", metavar="IDS", help="claims, with commas between")
+    claims.add_argument("--jobs", type=int, default=0, help="runs side by side [one a core]")
+    claims.add_argument("--tokens", type=int, default=0, help="another budget than the grid's")
     args = parser.parse_args()
 
     if args.command == "prepare":
@@ -47,6 +55,13 @@ def main():
         if args.texts == ["-"]:
             rows = [tuple(line.split("\t")) for line in sys.stdin.read().splitlines()]
         print(classify(args.run, rows))
+    elif args.command == "compare":
+        from minibert.compare import ROOT, compare
+        from minibert.verdicts import verdict_table, write_report
+        given = {name: value for name, value in vars(args).items() if name != "command"}
+        results = compare(**given)
+        write_report(results, ROOT / "results" / args.name)
+        print(f"{verdict_table(results)}\n\n{ROOT / 'results' / args.name / 'report.md'} has more")
     else:
         from minibert import report
         print(report.info(args.run) if args.command == "info" else report.family_table(args.runs))

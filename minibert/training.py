@@ -4,7 +4,6 @@ A script builds a `Training` and iterates over it: one Batch for each update of 
 calls `backward` for each part of the update and `update` at its end; the rest happens in here.
 """
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -21,11 +20,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minibert.config import RunConfig, pick_device
-from minibert.data import Batch, Batches, Text, assemble, make_sequences
+from minibert.data import Batch, Batches, Text
 from minibert.errors import UserError
+from minibert.evaluation import evaluate, evaluation_set
 from minibert.hub import save_pretrained
-from minibert.losses import mlm_loss
-from minibert.masking import IGNORE, hash_bits, mask_tokens
+from minibert.masking import IGNORE, hash_bits
 from minibert.model import MaskedLM
 from minibert.run_folder import open_run, write_json, written_aside
 from minibert.tokenizer import continuations, specials
@@ -155,9 +154,10 @@ class Training:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def finish(self, tasks: dict[str, dict]) -> None:
+    def finish(self, tasks: dict[str, dict], teacher: MaskedLM | None = None) -> None:
         """Evaluate on both fixed sets and write metrics.json; tasks: scores of the fine-tuning."""
-        metrics = {kind: evaluate(self.model, found) for kind, found in self.eval_sets.items()}
+        metrics = {kind: evaluate(self.model, found, teacher=teacher)
+                   for kind, found in self.eval_sets.items()}
         metrics |= {"tasks": tasks, "parameters": sum(p.numel() for p in self.model.parameters()),
                     "layers": len(self.model.encoder.layers), "steps": self.step,
                     "tokens": self.tokens, "targets": self.targets,
@@ -244,59 +244,3 @@ class Training:
         kept = [line for line in lines
                 if line.endswith("}") and json.loads(line)["step"] <= self.step]
         (self.out / "log.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
-def evaluation_set(held_out: Text, input_format: str, run: RunConfig,
-                   tokenizer: tokenizers.Tokenizer, device: str) -> tuple[Batch, Tensor, Tensor]:
-    """The fixed, masked held-out sequences: the same for every run on a corpus, whatever its seed.
-
-    Returns the batch with hidden tokens, positions (N, M) and labels (N, M), with as many
-    sequences as hold run.eval_targets targets, or all there are.
-    """
-    special = specials(tokenizer)
-    spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, copy=0,
-                                            short_seq_prob=0.0))
-    order = hash_bits("evaluation", torch.arange(len(spans))).argsort()
-    batch = assemble(torch.from_numpy(held_out.tokens.astype("int32")), spans[order], order, 0,
-                     run.seq_length, special)
-    inputs, positions, labels = mask_tokens(
-        batch.input_ids, order, seed=0, epoch=0, vocab_size=tokenizer.get_vocab_size(),
-        mask_id=special.mask, special_ids=tuple(special), pad_id=special.pad)
-    enough = int(((labels != IGNORE).sum(1).cumsum(0) < run.eval_targets).sum()) + 1
-    rows = [tensor[:enough].to(device) for tensor in (inputs, *batch[1:5])]
-    return Batch(*rows, 0), positions[:enough].to(device), labels[:enough].to(device)
-
-
-@torch.no_grad()
-def evaluate(model: MaskedLM, found: tuple[Batch, Tensor, Tensor], size: int = 256) -> dict:
-    """Loss in nats per target and accuracy on a fixed set, beside what no context can beat.
-
-    unigram_entropy is the entropy of the targets themselves: the lowest loss of any predictor
-    that looks at no context. For a model with an NSP head also its accuracy, and the accuracy of
-    always giving the more frequent answer.
-    """
-    batch, positions, labels = found
-    was_training = model.training
-    model.eval()
-    loss, right, nsp_right = 0.0, 0, 0
-    for rows in torch.arange(len(labels), device=labels.device).split(size):
-        output = model(batch.input_ids[rows], attention_mask=batch.attention_mask[rows],
-                       token_type_ids=batch.token_type_ids[rows], positions=positions[rows])
-        loss += mlm_loss(output.mlm_logits, labels[rows], count=1).item()
-        right += (output.mlm_logits.argmax(-1) == labels[rows]).sum().item()
-        if output.nsp_logits is not None:
-            guess = output.nsp_logits.argmax(-1)
-            nsp_right += (guess == batch.is_random_next[rows]).sum().item()
-    model.train(was_training)
-    targets = labels[labels != IGNORE].cpu()
-    share = targets.bincount().double() / len(targets)
-    digest = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes()
-                                     for tensor in (batch.input_ids, positions, labels)))
-    result = {"mlm_loss": loss / len(targets), "accuracy": right / len(targets),
-              "targets": len(targets), "unigram_entropy": -torch.special.xlogy(share, share).sum()
-              .item(), "hash": digest.hexdigest()[:16]}
-    if model.config.next_sentence and batch.is_random_next.any():
-        random_share = batch.is_random_next.double().mean().item()
-        result |= {"nsp_accuracy": nsp_right / len(labels),
-                   "nsp_majority": max(random_share, 1 - random_share)}
-    return result

@@ -170,6 +170,8 @@ def run_distill(folder, out, teacher, flags):
 
     def watch(model, calls):
         def note(module, inputs, named, output):
+            if not inputs:
+                return  # an evaluation, which names all of its arguments
             calls.append(SimpleNamespace(ids=inputs[0], output=output, training=module.training,
                                          gradient=torch.is_grad_enabled(), **named))
         model.register_forward_hook(note, with_kwargs=True)
@@ -203,8 +205,6 @@ def run_distill(folder, out, teacher, flags):
             "--batch-size", "8", "--seq-length", "16", "--input-format", "doc-sentences",
             "--eval-targets", "20", "--log-every", "1", *flags])
         distill.main()
-    # Evaluation calls the student, too, without a gradient.
-    seen.student_calls = [call for call in seen.student_calls if call.gradient]
     lines = map(json.loads, (out / "log.jsonl").read_text(encoding="utf-8").splitlines())
     seen.log = [line for line in lines if "loss" in line]
     return seen

@@ -14,7 +14,8 @@ FROM_TEXT_TO_LOSS = ["train_bert.py", "minibert/data.py", "minibert/masking.py",
                      "minibert/model.py", "minibert/losses.py"]
 CODE = [*ROOT.glob("*.py"), *ROOT.glob("minibert/*.py"), *ROOT.glob("data/*.py")]
 # What reads, judges and shows the runs that the recipes make; a reader of the recipes skips it.
-TOOLS = [ROOT / "minibert" / f"{name}.py" for name in ("tasks", "finetune", "fill_mask", "report")
+TOOLS = [ROOT / "minibert" / f"{name}.py" for name in (
+    "tasks", "finetune", "fill_mask", "report", "claims", "exact", "compare", "verdicts")
          ] + [*ROOT.glob("data/tasks_*.py")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -27,7 +28,7 @@ def test_line_budgets():
     """Catches a file, or a project, that outgrows an afternoon's reading."""
     assert sum(len(lines(ROOT / name)) for name in FROM_TEXT_TO_LOSS) <= 800
     tools = sum(len(lines(path)) for path in TOOLS)
-    assert sum(len(lines(path)) for path in CODE) - tools <= 2500 and tools <= 1700
+    assert sum(len(lines(path)) for path in CODE) - tools <= 2600 and tools <= 1900
     assert max(len(lines(path)) for path in CODE) <= 350
     assert len(README.splitlines()) <= 220
 
@@ -90,7 +91,7 @@ def help_of(*script):
 def test_no_package_but_the_named_ones():
     """Catches an import that `make setup` does not install."""
     ours = {path.stem for path in CODE} | {"minibert"}
-    allowed = {"numpy", "torch", "tokenizers", "tqdm", "safetensors"}
+    allowed = {"numpy", "torch", "tokenizers", "tqdm", "safetensors", "matplotlib"}
     for path in CODE:
         for line in lines(path):
             if found := re.match(r"\s*(?:from (\w+)\S* import|import (\w+))", line):

@@ -19,7 +19,8 @@ from minibert.losses import mlm_loss
 from minibert.masking import IGNORE, mask_tokens
 from minibert.model import MaskedLM
 from minibert.run_folder import written_aside
-from minibert.training import (evaluate, evaluation_set, learning_rate, optimizer_groups, parts)
+from minibert.evaluation import evaluate, evaluation_set
+from minibert.training import learning_rate, optimizer_groups, parts
 
 RUN = RunConfig(out="-", steps=100, warmup=0.1, learning_rate=1e-3)
 CONFIG = ModelConfig(vocab_size=120, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -73,7 +74,7 @@ def test_trap_24_optimizer_has_the_recipe_s_settings(toy_text, tmp_path, run_scr
     """Catches another optimizer, or an epsilon, beta 2 or decay that does not reach it."""
     seen = []
     monkeypatch.setattr(training_module.Training, "finish",
-                        lambda self, tasks: seen.append(self))
+                        lambda self, *_: seen.append(self))
     for script, beta2, decay in (("train_bert", 0.999, 0.01), ("train_roberta", 0.98, 0.01)):
         run_script(script, *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / script)
         optimizer = seen[-1].optimizer

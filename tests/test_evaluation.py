@@ -1,0 +1,81 @@
+"""What is measured beside the loss: a teacher's nearness, and what an NSP accuracy is worth."""
+import pytest
+import torch
+
+from minibert import MaskedLM, ModelConfig
+from minibert.data import Batch
+from minibert.evaluation import evaluate, nsp_scores
+from minibert.masking import IGNORE
+
+CONFIG = ModelConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                     intermediate_size=32, max_position_embeddings=16, initializer_range=0.3)
+
+
+def pairs(count=40):
+    """Pairs `[CLS] a.. [SEP] b.. [SEP]` whose random ones are the longer ones, and targets."""
+    ids, types = torch.zeros(count, 9, dtype=torch.int64), torch.zeros(count, 9, dtype=torch.int64)
+    for row in range(count):
+        a, b = [10 + row % 7, 11], [20] * (2 + row % 2)
+        tokens = [2, *a, 3, *b, 3]
+        ids[row, :len(tokens)] = torch.tensor(tokens)
+        types[row, len(a) + 2:len(tokens)] = 1
+    is_random = torch.arange(count) % 2
+    batch = Batch(ids, (ids > 0).long(), types, is_random, torch.arange(count), 0)
+    labels = torch.full((count, 2), IGNORE)
+    labels[:, 0] = 10 + torch.arange(count) % 7
+    return batch, torch.ones(count, 2, dtype=torch.int64), labels
+
+
+@torch.no_grad()
+def test_nearness_to_the_teacher_by_hand():
+    """Catches KL the other way round, padding slots counted, temperatures, agreement with the
+    truth instead of the teacher, and batches weighted alike."""
+    found = batch, positions, labels = pairs()
+    model, teacher = MaskedLM(CONFIG, 1).eval(), MaskedLM(CONFIG, 2).eval()
+    result = evaluate(model, found, 16, teacher=teacher)
+    log_p, log_q = (one(batch.input_ids, attention_mask=batch.attention_mask,
+                        token_type_ids=batch.token_type_ids, positions=positions)
+                    .mlm_logits[:, 0].log_softmax(-1) for one in (teacher, model))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+    assert result["kl_to_teacher"] == pytest.approx(expected, rel=1e-5) and expected > 0.01
+    same = (log_p.argmax(-1) == log_q.argmax(-1)).double().mean().item()
+    assert result["agreement"] == pytest.approx(same) and same < 1
+    itself = evaluate(model, found, 16, teacher=model)
+    assert itself["kl_to_teacher"] == pytest.approx(0, abs=1e-6) and itself["agreement"] == 1
+    assert "kl_to_teacher" not in evaluate(model, found)
+
+
+class Judge(torch.nn.Module):
+    """Answers "random" for pairs that a rule picks."""
+
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, ids, *, attention_mask, token_type_ids, positions):
+        says = self.rule(ids, attention_mask, token_type_ids).long()
+        return type("Output", (), {"nsp_logits": torch.nn.functional.one_hot(says, 2).float()})
+
+
+@pytest.mark.parametrize("rule, accuracy, order", [
+    (lambda ids, mask, types: mask.sum(1) > 7, 1.0, 0.5),  # length, which swapping leaves
+    (lambda ids, mask, types: ids[:, 1] == 20, 0.5, 1.0),  # B's word in front
+    (lambda ids, mask, types: torch.zeros(len(ids)), 0.5, 0.5),
+])
+def test_what_an_nsp_accuracy_is_worth(rule, accuracy, order):
+    """Catches floors that are not those of the set, and swapped pairs that are not swapped."""
+    batch, _, _ = pairs()
+    judge = Judge(rule)
+    guesses = judge(batch.input_ids, attention_mask=batch.attention_mask,
+                    token_type_ids=batch.token_type_ids, positions=None).nsp_logits.argmax(-1)
+    scores = nsp_scores(judge, batch, guesses, 16)
+    assert scores == {"nsp_accuracy": accuracy, "nsp_majority": 0.5, "nsp_length": 1.0,
+                      "sentence_order": order}
+
+
+def test_length_rule_of_either_kind():
+    """Catches a length floor that only knows "random pairs are longer": in BERT's they are not."""
+    batch, _, _ = pairs()
+    shorter = batch._replace(is_random_next=1 - batch.is_random_next)
+    assert nsp_scores(Judge(lambda ids, mask, types: mask[:, 0]), shorter,
+                      torch.ones(40, dtype=torch.int64), 16)["nsp_length"] == 1.0

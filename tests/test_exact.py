@@ -1,0 +1,70 @@
+"""The claims that need no training come out against themselves when the code is wrong."""
+import dataclasses
+import re
+
+import pytest
+
+from minibert import exact
+from minibert.config import ModelConfig
+from minibert.losses import soft_target_loss
+
+
+def test_they_hold():
+    """Catches an identity that our losses, encoder or constructor do not meet."""
+    for claim in (exact.kl, exact.architecture, exact.size):
+        found = claim()
+        assert found["verdict"] == "holds" and found["id"] == claim.__name__, found
+        assert found.keys() == {"id", "says", "verdict", "found", "published"}
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda student, teacher, T: soft_target_loss(student, teacher, T) / T**2,
+    lambda student, teacher, T: soft_target_loss(teacher, student, T),
+    lambda student, teacher, T: 2 * soft_target_loss(student, teacher, T)])
+def test_kl_is_contradicted_by_a_wrong_loss(wrong, monkeypatch):
+    """Catches a check that passes whatever the loss: without T², swapped, or another mean."""
+    monkeypatch.setattr(exact, "soft_target_loss", wrong)
+    assert exact.kl()["verdict"] == "contradicted"
+
+
+def test_architecture_is_contradicted_by_another_shape(monkeypatch):
+    """Catches a comparison that does not look at every tensor."""
+    roberta = dataclasses.replace(ModelConfig.preset("roberta-base"), intermediate_size=3080)
+    presets = {"bert-base": ModelConfig.preset("bert-base"), "roberta-base": roberta}
+    monkeypatch.setattr(ModelConfig, "preset", presets.get)
+    assert exact.architecture()["verdict"] == "contradicted"
+
+
+def test_size_is_contradicted_by_one_parameter(monkeypatch):
+    """Catches counts that are rounded, or never compared."""
+    monkeypatch.setitem(exact.PUBLISHED, "bert-mini", exact.PUBLISHED["bert-mini"] + 1)
+    found = exact.size()
+    assert found["verdict"] == "contradicted" and "10 of 11" in found["found"]
+
+
+@pytest.mark.parametrize("fast, expected", [(0.5, "holds"), (0.9, "inconclusive"),
+                                            (1.3, "contradicted")])
+def test_latency_by_a_made_up_clock(fast, expected, monkeypatch):
+    """Catches warm-up rounds that count, a ratio upside down, and a margin that is not looked at:
+    the clock says 1 s for each pass of the first encoder and `fast` for the second's."""
+    monkeypatch.setitem(exact.ModelConfig.preset.__globals__["SHAPES"], "bert-base",
+                        dict(vocab_size=30_000, hidden_size=8, num_attention_heads=2,
+                             num_hidden_layers=1, intermediate_size=8))
+    monkeypatch.setitem(exact.ModelConfig.preset.__globals__["SHAPES"], "distilbert-base",
+                        dict(vocab_size=30_000, hidden_size=8, num_attention_heads=2,
+                             num_hidden_layers=1, intermediate_size=8))
+    calls, now = 0, 0.0
+
+    def clock():
+        nonlocal calls, now
+        number, end = divmod(calls, 2)
+        calls += 1
+        if end:
+            now += 100.0 if number < 4 else (1.0, fast)[number % 2]
+        return now
+
+    monkeypatch.setattr(exact.time, "perf_counter", clock)
+    found = exact.latency()
+    assert found["verdict"] == expected
+    ratio = float(re.match(r"([\d.]+) times", found["found"])[1])
+    assert ratio == pytest.approx(1 / fast, abs=0.01)
