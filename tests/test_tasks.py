@@ -175,3 +175,17 @@ def test_a_task_that_is_not_there_stops_the_run_before_it_starts(toy_text, tmp_p
                            "mrpc", "--task-dir", tmp_path, "--out", tmp_path / "run")
     assert_one_error_line(process, "train.tsv is missing")
     assert not (tmp_path / "run").exists()
+
+
+def test_each_task_has_glue_s_own_metric():
+    """Catches a score that cannot be set beside a published one."""
+    assert {name: task.metric for name, task in TASKS.items() if task.script == "tasks_glue"
+            and task.folder} == {"sst2": "accuracy", "cola": "matthews", "mrpc": "f1",
+                                 "rte": "accuracy", "stsb": "spearman"}
+
+
+def test_the_majority_is_that_of_the_training_rows(tmp_path):
+    """Catches a floor that has seen the dev labels."""
+    train, dev = ["a\tx", "b\tx", "c\ty"], ["a\ty", "b\ty", "c\tx"]
+    folder = write_task(tmp_path, train, dev, header="text\tlabel")
+    assert load_task("text", folder).floors()["majority"] == pytest.approx(1 / 3)
