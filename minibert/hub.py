@@ -123,6 +123,9 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     another shape; nothing that a file holds is executed.
     """
     folder = Path(folder)
+    if (folder / "classifier.pt").exists():
+        raise UserError(f"{folder} is a fine-tuned classifier, which has no head for words; name "
+                        "the run that it was made from")
     theirs = _read_weights(folder)
     config = _read_config(folder, "cls.seq_relationship.weight" in theirs)
     with torch.device("meta"):  # shapes without memory: the file's tensors become the weights

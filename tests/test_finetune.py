@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
 from minibert.__main__ import main
@@ -160,8 +161,8 @@ def test_values_are_met(run, tmp_path):
 def contrary(run, tmp_path_factory):
     """A teacher that learned the labels the wrong way round, and its task."""
     folder = tmp_path_factory.mktemp("contrary")
-    for name in ("train", "dev"):
-        rows = [f"{'ba' if i % 2 else 'du'} {WORDS[1 + i % 8]}" for i in range(200)]
+    for name, count in (("train", 200), ("dev", 90)):
+        rows = [f"{'ba' if i % 2 else 'du'} {WORDS[1 + i % 8]}" for i in range(count)]
         lines = [f"{'du' if i % 2 else 'ba'}\t{row}" for i, row in enumerate(rows)]
         (folder / f"{name}.tsv").write_text("\n".join(["label\ttext", *lines]) + "\n")
     finetune(run, settings(folder, epochs=3))
@@ -188,6 +189,29 @@ def test_student_learns_from_a_teacher_as_far_as_asked(share, follows, run, cont
     assert describe(found).endswith("the teacher itself 0.000)")
 
 
+def test_soft_targets_alone_do_not_look_at_the_labels(run, contrary, tmp_path):
+    """Catches a share of 1 that leaves the hard labels in the loss."""
+    weights = []
+    for folder in (contrary.parent, right_way(contrary, tmp_path)):
+        out = tmp_path / f"of {folder.name}"
+        finetune(run, settings(folder, epochs=1, teacher=str(contrary), alpha_kl=1.0,
+                               out=str(out)))
+        weights.append(torch.load(out / "classifier.pt", weights_only=True))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_teacher_reads_with_its_own_tokenizer(run, contrary, tmp_path):
+    """Catches a teacher that is given the student's token ids."""
+    other = json.loads(load_pretrained(run)[1].to_str())
+    ids = other["model"]["vocab"]
+    ids["ba"], ids["du"] = ids["du"], ids["ba"]
+    tokenizer = Tokenizer.from_str(json.dumps(other))
+    save_pretrained(MaskedLM(CONFIG, seed=9), tokenizer, tmp_path / "student")
+    found = finetune(str(tmp_path / "student"), settings(contrary.parent, epochs=1, teacher=str(
+        contrary), out=str(tmp_path / "out")))
+    assert found["teacher"] > 0.9
+
+
 def test_soft_targets_are_softened(run, contrary, tmp_path):
     """Catches a temperature that does not reach the loss."""
     right_way(contrary, tmp_path)
@@ -205,6 +229,8 @@ def test_teacher_of_another_task_is_refused(run, contrary, task_dir):
         finetune(run, settings(task_dir, teacher=str(contrary)))
     with pytest.raises(UserError, match="has no classifier"):
         finetune(run, settings(task_dir, teacher=run))
+    with pytest.raises(UserError, match="no head for words"):
+        load_pretrained(str(contrary))
 
 
 class Hostile:

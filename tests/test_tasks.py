@@ -122,6 +122,8 @@ def test_folder_of_one_task_or_of_several(tmp_path):
     for folder in (tmp_path, tmp_path / "SST-2"):
         assert load_tasks("sst2", str(folder))["sst2"].texts == [("good",), ("bad",), ("fine",)]
     assert len(load_task("sst2", str(tmp_path), rows=2).texts) == 2
+    write_task(tmp_path / "RTE", ["a\tb\tx", "c\td\ty"], header="sentence1\tsentence2\tlabel")
+    assert list(load_tasks("sst2,rte", str(tmp_path))) == ["sst2", "rte"]
     assert load_tasks("none", "") == {}
 
 
