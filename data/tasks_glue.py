@@ -33,7 +33,7 @@ def download(name: str, folder: Path) -> None:
         raise UserError(f"{name!r} is no task here; use {', '.join(ARCHIVES)} or MRPC")
     (folder / name).mkdir(parents=True, exist_ok=True)
     if name == "MRPC":
-        rows, ids = (fetch([url], sha256, size, folder).read_text(encoding="utf-8-sig")
+        rows, ids = (fetch([url], sha256, size, folder).read_text(encoding="utf-8")
                      for url, size, sha256 in (MRPC, MRPC_DEV))
         for part, text in zip(("dev", "train"), split_mrpc(rows, ids)):
             write_aside(folder / name / f"{part}.tsv", [text.encode()])

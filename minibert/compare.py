@@ -172,14 +172,6 @@ def run_all(runs: list[Run], jobs: int) -> None:
         bar.close()
 
 
-def measure(run: Run, name: str) -> float:
-    """A measure such as "full-sentences.mlm_loss" of a finished run."""
-    value: Any = metrics_of(run)
-    for part in name.split("."):
-        value = value[part]
-    return float(value)
-
-
 def metrics_of(run: Run) -> dict[str, Any]:
     """metrics.json and, as train_loss, the mean loss of the last tenth of the log."""
     metrics = json.loads((run.out / "metrics.json").read_text(encoding="utf-8"))
@@ -224,29 +216,27 @@ def judge(contrast: Contrast, runs: dict[tuple[Arm, int], Run], seeds: range) ->
 
     Raises UserError when the two arms may not be compared at all.
     """
-    values, all_metrics = {}, {}
-    for arm in (contrast.first, contrast.second):
+    arms = (contrast.first, contrast.second)
+    for arm in arms:
         if missing := [seed for seed in seeds if not runs[arm, seed].done]:
             raise UserError(f"{arm.name} lacks seed {missing[0]}; seeds are compared in pairs")
-        all_metrics[arm] = [metrics_of(runs[arm, seed]) for seed in seeds]
-        values[arm] = [measure(runs[arm, seed], contrast.measure) for seed in seeds]
-    kind = contrast.measure.split(".")[0]
-    hashes = {metrics[kind]["hash"] for both in all_metrics.values() for metrics in both}
+    metrics = {arm: [metrics_of(runs[arm, seed]) for seed in seeds] for arm in arms}
+    kind, name = contrast.measure.split(".")
+    hashes = {found[kind]["hash"] for arm in arms for found in metrics[arm]}
     if len(hashes) > 1:
-        raise UserError(f"{contrast.first.name} and {contrast.second.name} were evaluated on "
-                        f"different sets ({', '.join(sorted(hashes))}); they do not compare")
-    tokens = [np.mean([metrics["tokens"] for metrics in both]) for both in all_metrics.values()]
+        raise UserError(f"{arms[0].name} and {arms[1].name} were evaluated on different sets "
+                        f"({', '.join(sorted(hashes))}); they do not compare")
+    tokens = [np.mean([found["tokens"] for found in metrics[arm]]) for arm in arms]
     if contrast.apart != "tokens" and abs(tokens[0] / tokens[1] - 1) > UNEQUAL:
-        raise UserError(f"{contrast.first.name} saw {tokens[0]:,.0f} tokens, "
-                        f"{contrast.second.name} {tokens[1]:,.0f}; they do not compare")
-    gains = [second - first for first, second in zip(values[contrast.first],
-                                                     values[contrast.second])]
+        raise UserError(f"{arms[0].name} saw {tokens[0]:,.0f} tokens, {arms[1].name} "
+                        f"{tokens[1]:,.0f}; they do not compare")
+    first, second = ([found[kind][name] for found in metrics[arm]] for arm in arms)
+    gains = [loss - better for better, loss in zip(first, second)]
     mean, low, high = interval(gains)
     says = verdict(contrast.question, low, high, contrast.margin)
-    stuck = [arm.name for arm in all_metrics if any(on_plateau(m) for m in all_metrics[arm])]
-    if stuck:
+    if stuck := [arm.name for arm in arms if any(map(on_plateau, metrics[arm]))]:
         says = f"inconclusive (on the plateau: {', '.join(stuck)})"
-    return {"first": contrast.first.name, "second": contrast.second.name,
+    return {"first": arms[0].name, "second": arms[1].name,
             "question": contrast.question, "measure": contrast.measure, "margin": contrast.margin,
             "gains": gains, "gain": mean, "low": low, "high": high, "verdict": says}
 

@@ -233,6 +233,29 @@ def test_teacher_of_another_task_is_refused(run, contrary, task_dir):
         load_pretrained(str(contrary))
 
 
+def test_inputs_are_cut_to_what_was_asked_and_what_fits(run, task_dir, monkeypatch):
+    """Catches a --max-length without effect, and positions that the model does not have."""
+    found = finetune(run, settings(task_dir, epochs=1, rows=8, max_length=8))
+    assert found["settings"]["max_length"] == 8
+    lengths = []
+    forward = SequenceClassifier.forward
+
+    def watch(self, input_ids, **others):
+        lengths.append(input_ids.shape[1])
+        return forward(self, input_ids, **others)
+
+    monkeypatch.setattr(SequenceClassifier, "forward", watch)
+    text = " ".join(WORDS * 4)
+    for name in ("train", "dev"):
+        (task_dir / f"{name}.tsv").write_text(f"text\tlabel\n{text}\ta\nba\tb\n")
+    for max_length, expected in ((8, 8), (128, CONFIG.max_length)):
+        out = str(task_dir / f"out{max_length}")
+        lengths.clear()
+        finetune(run, settings(task_dir, epochs=1, max_length=max_length, out=out))
+        classify(out, [(text,)])
+        assert set(lengths) == {expected}
+
+
 class Hostile:
     def __reduce__(self):
         return (open, ("/tmp/never-made-by-minibert", "w"))
