@@ -25,7 +25,7 @@ UNTAUGHT = --init random --alpha-kl 0 --alpha-cos 0
 STUDENTS = distilbert distilbert-untaught distilroberta distilroberta-untaught
 MODELS   = bert roberta $(STUDENTS)
 
-.PHONY: all models setup data $(MODELS) test test-training test-others parity smoke clean
+.PHONY: all models compare setup data $(MODELS) test test-training test-others parity smoke clean
 
 all: setup
 	@$(MAKE) --no-print-directory data
@@ -33,6 +33,11 @@ all: setup
 	@$(PY) -m minibert table $(addprefix $(RUNS)/,$(MODELS))
 
 models: $(MODELS)
+
+# The claims of minibert/claims.py, judged: results/$(NAME)/report.md
+NAME ?= mine
+compare: setup
+	@$(PY) -m minibert compare --corpus $(CORPUS) --preset $(PRESET) --name $(NAME) --jobs $(JOBS)
 
 setup: $(if $(filter .venv/bin/python,$(PY)),.venv/ready)
 

@@ -71,7 +71,7 @@ def test_every_glue_task_has_its_archive():
 
 
 PAGES = [("p", [f"p{page} {i}" for i in range(page)]) for page in range(1, 9)] + [
-    ("q", ["q0 0", "q0 1"]), ("r", ["r0 0", "r0 1", "r0 2"]), ("r", ["r1 0", "r1 1"])]
+    ("q", ["q0 0", "q0 1"]), *(("r", [f"r{page} {i}" for i in range(3)]) for page in range(6))]
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 4])
