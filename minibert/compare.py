@@ -291,7 +291,7 @@ def judge_claim(claim: Claim, runs: dict[tuple[Arm, int], Run], seeds: range) ->
     for arm in arms_of(claim):
         metrics = [metrics_of(runs[arm, seed]) for seed in seeds]
         arms[arm.name] = {
-            "command": shlex.join(["python", *runs[arm, 0].command]),
+            "command": shlex.join(["python", *runs[arm, 0].command]).replace(f"{ROOT}/", ""),
             "steps": metrics[0]["steps"], "tokens": [one["tokens"] for one in metrics],
             "seconds": [one["seconds"] for one in metrics],
             "parameters": metrics[0]["parameters"],

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from minibert.compare import interval
 from minibert.run_folder import write_json
 
 
@@ -96,44 +95,69 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def draw(claim: dict[str, Any], path: Path) -> None:
-    """A claim's arms: each seed a dot, a bar for the mean; loss curves where epochs count."""
+    """A claim's arms, its paired gains with their intervals and, where epochs count, its curves."""
     from matplotlib import pyplot
 
-    arms = claim["arms"]
     curves = claim["id"] == "masking"
-    figure, axes = pyplot.subplots(1, 1 + curves, squeeze=False, layout="constrained",
-                                   figsize=(7 + 5 * curves, 1.2 + 0.5 * len(arms)))
-    plot = axes[0, 0]
+    rows = max(len(claim["arms"]), len(claim["contrasts"]))
+    figure, axes = pyplot.subplots(1, 2 + curves, layout="constrained",
+                                   figsize=(6 * (2 + curves), 1.5 + 0.5 * rows))
+    _draw_arms(axes[0], claim)
+    _draw_gains(axes[1], claim["contrasts"])
+    if curves:
+        _draw_curves(axes[2], claim["arms"])
+    for plot in axes:
+        plot.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{claim['says']}: {claim['verdict']}", fontsize=11)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _draw_arms(plot: Any, claim: dict[str, Any]) -> None:
+    """Each seed a ring, a stroke for the mean; a square and grey for the loss in pairs."""
+    arms = claim["arms"]
     kinds = dict.fromkeys(contrast["measure"].split(".")[0] for contrast in claim["contrasts"])
-    for shift, (kind, shade, sign) in enumerate(zip(kinds, ("black", "grey"), "os")):
+    for kind, shade, sign, shift in zip(kinds, ("black", "grey"), "os", (0, 0.25)):
         for row, (name, arm) in enumerate(arms.items()):
-            values, y = losses(arm, kind), row + 0.25 * shift
-            mean, low, high = interval(values)
-            plot.plot(values, [y] * len(values), sign, color=shade, markerfacecolor="none",
-                      markersize=6, label=kind if row == 0 else None)
-            plot.plot([mean], [y], "|", color=shade, markersize=16)
-            plot.annotate(f"{mean:.2f}", (mean, y), xytext=(0, 8), textcoords="offset points",
-                          ha="center", fontsize=8, color=shade)
-    found = next(iter(arms.values()))["full-sentences"][0]
-    plot.axvline(found["unigram_entropy"], linestyle=":", color="grey")
-    plot.annotate("unigram entropy", (found["unigram_entropy"], 0), fontsize=7, rotation=90,
-                  color="grey", xytext=(3, 0), textcoords="offset points")
+            values = losses(arm, kind)
+            plot.plot(values, [row + shift] * len(values), sign, color=shade,
+                      markerfacecolor="none", label=kind if row == 0 else None)
+            plot.plot([np.mean(values)], [row + shift], "|", color=shade, markersize=16)
+            plot.annotate(f"{np.mean(values):.2f}", (np.mean(values), row + shift), xytext=(0, 9),
+                          textcoords="offset points", ha="center", fontsize=8, color=shade)
+    unigram = next(iter(arms.values()))["full-sentences"][0]["unigram_entropy"]
+    plot.axvline(unigram, linestyle=":", color="grey")
+    plot.annotate(" unigram", (unigram, len(arms) - 0.5), fontsize=8, color="grey")
     plot.set_yticks(range(len(arms)), list(arms))
-    plot.invert_yaxis()
+    plot.set_ylim(len(arms) - 0.4, -0.6)
     plot.set_xlabel("held-out loss, nats per hidden token (less is better)")
-    plot.set_title(f"{claim['says']}: {claim['verdict']}", fontsize=10)
     if len(kinds) > 1:
         plot.legend(fontsize=8)
-    if curves:
-        for style, (name, arm) in zip(("-", "--", ":"), arms.items()):
-            steps = [step for step, _ in arm["curve"][0]]
-            for curve in arm["curve"]:
-                axes[0, 1].plot(steps, [loss for _, loss in curve], style, color="black",
-                                linewidth=1)
-            axes[0, 1].annotate(name, (steps[-1], arm["curve"][0][-1][1]), fontsize=8)
-        axes[0, 1].set_xlabel("steps")
-        axes[0, 1].set_ylabel("held-out loss, nats")
-    for one in axes.flat:
-        one.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
-    pyplot.close(figure)
+
+
+def _draw_gains(plot: Any, contrasts: list[dict[str, Any]]) -> None:
+    """Each seed's gain a ring, the mean with its 95 % interval; the margin a grey band."""
+    for row, one in enumerate(contrasts):
+        plot.fill_betweenx([row - 0.3, row + 0.3], -one["margin"], one["margin"], color="0.9")
+        plot.plot([one["low"], one["high"]], [row, row], color="black")
+        plot.plot(one["gains"], [row] * len(one["gains"]), "o", color="black",
+                  markerfacecolor="none")
+        plot.annotate(f"{one['gain']:+.3f}: {one['verdict'].split(' (')[0]}", (one["gain"], row),
+                      xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8)
+    plot.axvline(0, color="grey", linewidth=0.8)
+    plot.set_yticks(range(len(contrasts)),
+                    [f"{one['first']}\nagainst {one['second']}" for one in contrasts], fontsize=8)
+    plot.set_ylim(len(contrasts) - 0.4, -0.6)
+    plot.margins(x=0.25)
+    plot.set_xlabel("gain of the first, nats; 95 % interval, paired seeds")
+
+
+def _draw_curves(plot: Any, arms: dict[str, dict]) -> None:
+    for style, shade, (name, arm) in zip(("-", "--", ":"), ("black", "black", "grey"),
+                                         arms.items()):
+        for number, curve in enumerate(arm["curve"]):
+            plot.plot(*zip(*curve), style, color=shade, linewidth=1 + (style == ":"),
+                      label=name if number == 0 else None)
+    plot.legend(fontsize=8)
+    plot.set_xlabel("steps")
+    plot.set_ylabel("held-out loss, nats")

@@ -289,7 +289,7 @@ def test_twice_the_same(toy_grid, tmp_path):
     for part in ("a paper", "whole against half", "more text helps", "train_roberta.py",
                  "--data-fraction 0.5", f"{first['claims'][1]['contrasts'][0]['gain']:+.3f}"):
         assert part in text
-    assert verdict_table(first) in text
+    assert verdict_table(first) in text and str(tmp_path) not in text.replace(first["corpus"], "")
     shutil.rmtree(tmp_path / "runs")
     assert without_seconds(toy_grid()) == without_seconds(first)
 
