@@ -26,11 +26,11 @@ def documents(text: str, origins: str) -> list[Document]:
     return found
 
 
-def library(pages: list[Document], rows: int, classes: set[str]) -> Iterator[str]:
+def libraries(pages: list[Document], rows: int, classes: set[str]) -> Iterator[str]:
     """Rows of label and text: every page's first paragraph before any's second, libraries in turn.
 
     >>> pages = [("a", ["one", "two"]), ("b", ["three"]), ("a", ["four"]), ("c", ["five"])]
-    >>> list(library(pages, 2, {"a", "b"}))
+    >>> list(libraries(pages, 2, {"a", "b"}))
     ['label\\ttext', 'a\\tone', 'b\\tthree', 'a\\tfour']
     """
     yield "label\ttext"
@@ -77,7 +77,7 @@ def main() -> None:
     packages = [package for package, _ in pages]
     classes = {name for name in packages if packages.count(name) >= MIN_DOCUMENTS}
     for part in ("dev", "train"):  # in this order: whoever finds train.tsv finds both
-        for name, rows in (("library", library(parts[part], ROWS[part], classes)),
+        for name, rows in (("library", libraries(parts[part], ROWS[part], classes)),
                            ("same-page", same_page(parts[part], PAIRS[part]))):
             _write(text.parent / "tasks" / name / f"{part}.tsv", rows)
 

@@ -63,7 +63,7 @@ class Run:
 
 def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], folder: Path,
          text: Text, corpus: str) -> dict[tuple[Arm, int], Run]:
-    """Every run that the claims need, teachers before students; arms with equal flags are one.
+    """Every run that the claims need, teachers before students; an arm of two claims is one run.
 
     flags: what all runs share (corpus, preset). corpus: its fingerprint, for the folder's name:
     a folder is of one command on one text, so what is finished in it is what would be run.

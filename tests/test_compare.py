@@ -212,7 +212,7 @@ if "--fail" in sys.argv:
     print("error: no luck; try again", file=sys.stderr)
     sys.exit(2)
 if "--wait" in sys.argv:
-    time.sleep(60)
+    time.sleep(9)
 start = time.time()
 time.sleep(0.3)
 out.mkdir()
@@ -245,7 +245,8 @@ def test_runner_order_and_side_by_side(scripts, capsys):
 def test_runner_stops_at_a_failure(scripts):
     """Catches a failed run that is passed over, and others that are left running."""
     with pytest.raises(UserError, match="ended with 2: no luck; try again"):
-        run_all([scripts("slow", "--wait"), scripts("bad", "--fail")], jobs=2)
+        run_all([slow := scripts("slow", "--wait"), scripts("bad", "--fail")], jobs=2)
+    assert not slow.done  # waited for, it would be
 
 
 # ---- all of it

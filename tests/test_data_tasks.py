@@ -92,7 +92,7 @@ def test_no_text_alone_tells_the_same_page(pairs):
 
 def test_classes_of_libraries_are_balanced():
     """Catches a majority class that is the largest library, and texts of pages in one block."""
-    _, *rows = [row.split("\t") for row in tasks_pydocs.library(PAGES, 3, {"p", "r"})]
+    _, *rows = [row.split("\t") for row in tasks_pydocs.libraries(PAGES, 3, {"p", "r"})]
     assert [row[0] for row in rows] == ["p", "r"] * 3
     assert [row[1] for row in rows if row[0] == "p"] == ["p1 0", "p2 0", "p3 0"]
 

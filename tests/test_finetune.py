@@ -258,7 +258,7 @@ def test_inputs_are_cut_to_what_was_asked_and_what_fits(run, task_dir, monkeypat
 
 class Hostile:
     def __reduce__(self):
-        return (open, ("/tmp/never-made-by-minibert", "w"))
+        return (open, ("made-by-a-pickle", "w"))
 
 
 @pytest.mark.parametrize("file, content, message", [
@@ -276,8 +276,10 @@ class Hostile:
     ("classifier.pt", {"dense.weight": torch.full((16, 16), float("nan"))}, "not finite"),
     ("tokenizer.json", None, "tokenizer.json is missing"),
 ])
-def test_classifier_folders_that_cannot_be_used(file, content, message, contrary, tmp_path):
+def test_classifier_folders_that_cannot_be_used(file, content, message, contrary, tmp_path,
+                                                monkeypatch):
     """Catches tracebacks, code that a file brings, memory for sizes that a file states."""
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(contrary, tmp_path / "copy")
     path = tmp_path / "copy" / file
     if content is None:
@@ -288,6 +290,7 @@ def test_classifier_folders_that_cannot_be_used(file, content, message, contrary
         torch.save(content, path)
     with pytest.raises(UserError, match=message):
         load_classifier(str(tmp_path / "copy"))
+    assert not (tmp_path / "made-by-a-pickle").exists()
 
 
 def test_classify_says_how_many_texts_it_needs(contrary, monkeypatch, capsys):

@@ -35,7 +35,7 @@ def test_line_budgets():
 
 def test_line_width():
     """Catches lines that do not fit on a page."""
-    wide = [f"{path.name}:{number}" for path in [*CODE, *ROOT.glob("tests/*.py")]
+    wide = [f"{path.name}:{number}" for path in [*CODE, *ROOT.glob("tests/**/*.py")]
             for number, line in enumerate(lines(path), 1) if len(line) > 100]
     assert not wide
 

@@ -25,7 +25,8 @@ CLASSES = {"bert": transformers.BertForPreTraining, "bert-mlm": transformers.Ber
 SIZES = {"1 layer": (1, 12, 2, 20, 31), "2 layers": (2, 24, 3, 48, 57),
          "3 layers": (3, 40, 5, 36, 99), "base": None}
 TEXT = ["the quick brown fox, jumps over the lazy dog. 0123456789 naïve café"] * 5
-AWKWARD = ["", " ", "The quick fox", "naïve CAFÉ", "你好,世界", "a👍b", "tab\tnew\nline\x00null",
+AWKWARD = ["", " ", "The quick fox", "naïve CAFÉ", "你好,世界", "a👍b",
+           "tab\tnew\nline\x00null",
            "x" * 300, "don't [MASK] me <mask>", "e\u0301\u0302", "\u202eright to left", "1,234.5%"]
 
 
