@@ -1,9 +1,11 @@
-# make all: BERT, RoBERTa, DistilBERT and DistilRoBERTa from scratch, side by side in a table.
+# make all: every claim about BERT, RoBERTa and DistilBERT put to the test; ends with the verdicts.
+# make models: a larger BERT, RoBERTa, DistilBERT and DistilRoBERTa, side by side in a table.
 # Every target goes on where it was stopped and does not repeat what is done.
 #
-#   make all CORPUS=my.txt        the same on a text of your own (.txt, .gz, .xz or a folder)
-#   make all PY=python3           without a virtual environment, on a machine that has torch
-#   make all FLAGS="--seed 1" RUNS=runs/seed1      with any flag that the scripts share
+#   make all CORPUS=my.txt NAME=my      on a text of your own (.txt, .gz, .xz or a folder)
+#   make all PY=python3                 without a virtual environment, on a machine that has torch
+#   make all CLAIMS="--only masking"    with any flag of `python -m minibert compare`
+#   make models FLAGS="--seed 1" RUNS=runs/seed1    with any flag that the scripts share
 
 PYTHON ?= python3
 PY     ?= .venv/bin/python
@@ -27,17 +29,19 @@ MODELS   = bert roberta $(STUDENTS)
 
 .PHONY: all models compare setup data $(MODELS) test test-training test-others parity smoke clean
 
-all: setup
-	@$(MAKE) --no-print-directory data
-	@$(MAKE) --no-print-directory -j$(JOBS) models
-	@$(PY) -m minibert table $(addprefix $(RUNS)/,$(MODELS))
-
-models: $(MODELS)
-
 # The claims of minibert/claims.py, judged: results/$(NAME)/report.md
-NAME ?= mine
+NAME   ?= mine
+CLAIMS ?=
+all: compare
 compare: setup
-	@$(PY) -m minibert compare --corpus $(CORPUS) --preset $(PRESET) --name $(NAME) --jobs $(JOBS)
+	@MINIBERT_PLAIN= $(PY) -m minibert compare --corpus $(CORPUS) --preset $(PRESET) \
+		--name $(NAME) --jobs $(JOBS) $(CLAIMS)
+
+# Larger models than the claims' arms, one of each.
+models: setup
+	@$(MAKE) --no-print-directory data
+	@$(MAKE) --no-print-directory -j$(JOBS) $(MODELS)
+	@$(PY) -m minibert table $(addprefix $(RUNS)/,$(MODELS))
 
 setup: $(if $(filter .venv/bin/python,$(PY)),.venv/ready)
 
@@ -85,10 +89,12 @@ parity: setup $(if $(filter .venv/bin/python,$(PY)),.venv/parity)
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-hf.txt
 	touch .venv/parity
 
-# Everything `make all` does, at a toy budget: whether it works, not how well.
+# What `make models` and `make all` do, at a toy budget: whether it works, not how well.
 smoke:
-	@$(MAKE) --no-print-directory all RUNS=runs/smoke PRESET=tiny \
+	@$(MAKE) --no-print-directory models RUNS=runs/smoke PRESET=tiny \
 		FLAGS="--steps 20 --log-every 10 --eval-every 20 --checkpoint-every 10 --eval-targets 4000 --task-rows 60"
+	@$(MAKE) --no-print-directory all PRESET=tiny NAME=smoke \
+		CLAIMS="--only kl,architecture,size,latency,masking --seeds 2 --tokens 20000"
 
 clean:
 	rm -rf runs data/prepared data/tasks

@@ -97,27 +97,31 @@ def size() -> dict[str, Any]:
 
 
 @torch.no_grad()
-def latency(rounds: int = 9, length: int = 32, margin: float = 1.3) -> dict[str, Any]:
-    """Base-size encoders of 12 and 6 layers, one text at a time, in turns in one process."""
+def forward_seconds(encoders: list[Encoder], rounds: int = 9, length: int = 32) -> list[list[float]]:
+    """The time of one forward pass, batch 1, of each encoder in turns: `rounds` figures of each."""
     device = pick_device("auto")
-    ids = torch.randint(5, 30_000, (1, length), generator=torch.Generator().manual_seed(0))
-    ids, mask = ids.to(device), torch.ones_like(ids).to(device)
-    encoders = [Encoder(ModelConfig.preset(name)).to(device).eval()
-                for name in ("bert-base", "distilbert-base")]
-    times: list[list[float]] = [[], []]
+    ids = torch.randint(5, 30, (1, length), generator=torch.Generator().manual_seed(0)).to(device)
+    encoders = [encoder.to(device).eval() for encoder in encoders]
+    mask, times = torch.ones_like(ids), [[] for _ in encoders]
     for _ in range(rounds + 2):  # two rounds to warm up
         for encoder, found in zip(encoders, times):
             start = time.perf_counter()
             encoder(ids, attention_mask=mask).sum().item()  # waits for the device
             found.append(time.perf_counter() - start)
-    slow, fast = times[0][2:], times[1][2:]
+    return [found[2:] for found in times]
+
+
+def latency(rounds: int = 9, length: int = 32, margin: float = 1.3) -> dict[str, Any]:
+    """Base-size encoders of 12 and 6 layers, one text at a time, in turns in one process."""
+    slow, fast = forward_seconds([Encoder(ModelConfig.preset(name)) for name in (
+        "bert-base", "distilbert-base")], rounds, length)
     low, middle, high = statistics.quantiles([a / b for a, b in zip(slow, fast)], n=4)
     return dict(id="latency", says="the halved model is much faster",
                 verdict="holds" if low > margin else "contradicted" if high < 1 else "inconclusive",
                 found=f"{middle:.2f} times as fast (middle half of {rounds} rounds {low:.2f} to "
                 f"{high:.2f}): {1e3 * statistics.median(slow):.0f} ms against "
-                f"{1e3 * statistics.median(fast):.0f} ms, batch 1, {length} tokens, {device}, "
-                f"{torch.get_num_threads()} threads",
+                f"{1e3 * statistics.median(fast):.0f} ms, batch 1, {length} tokens, "
+                f"{pick_device('auto')}, {torch.get_num_threads()} threads",
                 published="DistilBERT Table 3: 1.63 times, batch 1, CPU")
 
 

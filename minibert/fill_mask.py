@@ -2,23 +2,27 @@
 from functools import cache
 from pathlib import Path
 
+import tokenizers
 import torch
 
+from minibert.data import Text
 from minibert.errors import UserError
 from minibert.hub import load_pretrained
-from minibert.tokenizer import specials
+from minibert.masking import hash_bits
+from minibert.tokenizer import continuations, specials
 
 BAR = 20  # characters of a bar that means 100 %
 
 
-def fill_mask(folders: list[str], text: str, top: int = 5) -> str:
+def fill_mask(folders: list[str], text: str, top: int = 5, names: list[str] | None = None) -> str:
     """The `top` words of the first model for each blank, with every model's probability as a bar.
 
-    folders: runs or Hugging Face folders. text: holds [MASK] (or <mask>) at least once. Raises
-    UserError when it does not, or when it is longer than a model's positions.
+    folders: runs or Hugging Face folders. text: holds [MASK] (or <mask>) at least once. names:
+    headings, instead of the folders' names. Raises UserError when there is no [MASK], or when the
+    text is longer than a model's positions.
     """
     guesses = [_probabilities(folder, text) for folder in folders]
-    names = [Path(folder).name for folder in folders]
+    names = names or [Path(folder).name for folder in folders]
     lines = [text]
     for blank, (first, tokens) in enumerate(guesses[0]):
         words = [tokens[id] for id in first.topk(min(top, len(first))).indices.tolist()]
@@ -59,3 +63,23 @@ def _load(folder: str):
     tokenizer.no_truncation()
     names = [tokenizer.id_to_token(id) or "" for id in range(model.config.vocab_size)]
     return model.eval(), tokenizer, names
+
+
+def blanks(held_out: Text, tokenizer: tokenizers.Tokenizer, count: int = 4) -> list[tuple[str, str]]:
+    """Held-out sentences with [MASK] for a word, and the word: the same for every run on a corpus.
+
+    Of sentences of 8 to 16 tokens, one whole word of at least four letters in the middle.
+    """
+    continues, found = continuations(tokenizer), []
+    for number in hash_bits("blanks", torch.arange(len(held_out.bounds))).argsort().tolist():
+        start, end = held_out.bounds[number]
+        ids = held_out.tokens[start:end].tolist()
+        middle = len(ids) // 2
+        word = tokenizer.decode(ids[middle:middle + 1])
+        whole = not continues[ids[middle]] and not continues[ids[(middle + 1) % len(ids)]]
+        if 8 <= len(ids) <= 16 and whole and len(word) >= 4 and word.isalpha():
+            left, right = tokenizer.decode(ids[:middle]), tokenizer.decode(ids[middle + 1:])
+            found.append((f"{left} [MASK] {right}", word))
+            if len(found) == count:
+                break
+    return found

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from minibert.report import FLOORS
 from minibert.run_folder import write_json
 
 
@@ -46,29 +47,94 @@ def report(results: dict[str, Any], drawn: list[str]) -> str:
              "Gains are in nats per hidden token on held-out text, paired by seed, with 95 % "
              "intervals by Student's t; a positive gain is in favour of the first arm. The first "
              "contrast of a claim gives its verdict; the margins were set before the runs."]
+    if results["left_out"]:
+        parts.append(f"Not run: {', '.join(results['left_out'])}.")
     for claim in results["claims"]:
         parts.append(f"## {claim['id']}: {claim['says']}\n\nPublished: {claim['published']}.")
-        if "arms" not in claim:
+        if "arms" in claim:
+            parts += _claim(claim, claim["id"] in drawn)
+        else:
             parts.append(f"{claim['verdict']}: {claim['found']}.")
-            continue
-        parts.append(_markdown(["contrast", "question", "measure", "gain", "95 % interval",
-                                "each seed", "margin", "verdict"], [
-            [f"{c['first']} against {c['second']}", c["question"], c["measure"],
-             f"{c['gain']:+.3f}", f"{c['low']:+.3f} to {c['high']:+.3f}",
-             " ".join(f"{gain:+.3f}" for gain in c["gains"]), f"{c['margin']:g}", c["verdict"]]
-            for c in claim["contrasts"]]))
-        parts.append(_markdown(["arm", "loss, full sentences", "loss, pairs", "training loss",
-                                "steps", "tokens", "seconds", "besides"], [
-            [name, *(" ".join(f"{value:.3f}" for value in values) for values in (
-                losses(arm), losses(arm, "segment-pair"), arm["train_loss"])),
-             f"{arm['steps']:,}", f"{np.mean(arm['tokens']):,.0f}",
-             f"{np.mean(arm['seconds']):.0f}", _besides(arm)]
-            for name, arm in claim["arms"].items()]))
-        if claim["id"] in drawn:
-            parts.append(f"![{claim['id']}]({claim['id']}.png)")
-        parts.append("```\n" + "\n".join(arm["command"] for arm in claim["arms"].values())
-                     + "\n```")
+        if claim["id"] == "stack":
+            parts += ["### The family", family_table(claim, results["family"]["latency_ms"]),
+                      *_blanks(results["family"]["blanks"])]
     return "\n\n".join(parts) + "\n"
+
+
+def _claim(claim: dict[str, Any], drawn: bool) -> list[str]:
+    """The sections of a claim that was put to runs."""
+    parts = [claim["differs"], _markdown(
+        ["contrast", "question", "measure", "gain", "95 % interval", "each seed", "margin",
+         "verdict"],
+        [[f"{c['first']} against {c['second']}", c["question"], c["measure"],
+          *((f"{c['gain']:+.3f}", f"{c['low']:+.3f} to {c['high']:+.3f}",
+             " ".join(f"{gain:+.3f}" for gain in c["gains"])) if c["gains"] else ("", "", "")),
+          f"{c['margin']:g}", c["verdict"]] for c in claim["contrasts"]])]
+    if "gap" in claim:
+        parts.append(f"{claim['gap']['says']}.")
+    if drawn:
+        parts.append(f"![{claim['id']}]({claim['id']}.png)")
+    parts.append(_markdown(
+        ["arm", "loss, full sentences", "loss, pairs", "training loss", "steps", "tokens",
+         "seconds", "besides"],
+        [[name, *(" ".join(f"{value:.3f}" for value in values) for values in (
+            losses(arm), losses(arm, "segment-pair"), arm["train_loss"])),
+          f"{arm['steps']:,}", f"{np.mean(arm['tokens']):,.0f}", f"{np.mean(arm['seconds']):.0f}",
+          _besides(arm)] for name, arm in claim["arms"].items()]))
+    if tasks := task_scores(claim["arms"]):
+        parts.append("Fine-tuned, each seed; in brackets what needs no model:")
+        parts.append(_markdown(["arm", *tasks["(majority)"]], [
+            [name, *(" ".join(f"{score:.3f}" for score in scores) for scores in row.values())]
+            for name, row in tasks.items()]))
+    return [*parts, "```\n" + "\n".join(arm["command"] for arm in claim["arms"].values())
+            + "\n```"]
+
+
+def task_scores(arms: dict[str, dict]) -> dict[str, dict[str, list[float]]]:
+    """Scores by arm and task, by seed, then those that need no model; {} where no task was done."""
+    done = {name: arm["tasks"] for name, arm in arms.items() if arm["tasks"][0]}
+    if not done:
+        return {}
+    first = next(iter(done.values()))[0]
+    scores = {name: {f"{task}, {found['metric']}": [one[task]["score"] for one in tasks]
+                     for task, found in tasks[0].items()} for name, tasks in done.items()}
+    for heading, floor in FLOORS.items():
+        scores[heading] = {f"{task}, {found['metric']}": [found[floor]] if floor in found else []
+                           for task, found in first.items()}
+    return scores
+
+
+def family_table(claim: dict[str, Any], latency: dict[str, float]) -> str:
+    """Size, speed, loss and tasks of the family as a Markdown table: means over the seeds.
+
+    In brackets behind a student's score: the share of its teacher's that it keeps, both counted
+    from the most frequent answer's score.
+    """
+    arms, scores = claim["arms"], task_scores(claim["arms"])
+    tasks = list(scores.get("(majority)", {}))
+    rows = []
+    for name, arm in arms.items():
+        cells = []
+        for task in tasks:
+            mean, floor = np.mean(scores[name][task]), scores["(majority)"][task][0]
+            above = np.mean(scores[arm["teacher"]][task]) - floor if arm["teacher"] else 0.0
+            cells.append(f"{mean:.3f}" + (f" ({(mean - floor) / above:.0%})" if above > 0 else ""))
+        rows.append([name, str(arm["layers"]), f"{arm['parameters']:,}",
+                     f"{arm['disk'] / 1e6:.1f}", f"{latency[name]:.2f}",
+                     f"{np.mean(losses(arm)):.3f}", *cells])
+    rows += [[floor, *[""] * 5, *(f"{scores[floor][task][0]:.3f}" if scores[floor][task] else ""
+                                  for task in tasks)] for floor in FLOORS if tasks]
+    return _markdown(["model", "layers", "parameters", "MB", "ms a text", "MLM loss", *tasks], rows)
+
+
+def _blanks(blanks: list[dict[str, str]]) -> list[str]:
+    """What the family puts into blanks of held-out sentences."""
+    if not blanks:
+        return []
+    return ["### Blanks", "Held-out sentences, and the words that the first model finds likeliest, "
+            "with each model's probability (seed 0).",
+            *(f"```\n{blank['guesses']}\n```\n\nThe word was *{blank['word']}*."
+              for blank in blanks)]
 
 
 def losses(arm: dict[str, Any], kind: str = "full-sentences") -> list[float]:
@@ -139,6 +205,9 @@ def _draw_gains(plot: Any, contrasts: list[dict[str, Any]]) -> None:
     """Each seed's gain a ring, the mean with its 95 % interval; the margin a grey band."""
     for row, one in enumerate(contrasts):
         plot.fill_betweenx([row - 0.3, row + 0.3], -one["margin"], one["margin"], color="0.9")
+        if not one["gains"]:
+            plot.annotate(one["verdict"].split(":")[0], (0, row), fontsize=8)
+            continue
         plot.plot([one["low"], one["high"]], [row, row], color="black")
         plot.plot(one["gains"], [row] * len(one["gains"]), "o", color="black",
                   markerfacecolor="none")

@@ -10,121 +10,12 @@ from conftest import BUDGET, TOY
 
 from minibert import compare as compare_module
 from minibert.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
-from minibert.compare import (T95, Run, arms_of, compare, interval, judge, plan, run_all, steps_for,
-                              verdict)
+from minibert.compare import Run, compare, plan, run_all, shape_flags, steps_for
 from minibert.config import DistillConfig, ModelConfig, parse_flags
 from minibert.corpus import prepare
 from minibert.errors import UserError
-from minibert.verdicts import report, verdict_table, write_report
-
-A, B = Arm("a"), Arm("b")
-
-
-# ---- statistics
-
-def test_points_of_t_cover_95_percent():
-    """Catches a quantile that is one-sided, of another level, or off by one degree of freedom."""
-    for freedom, point in enumerate(T95, 1):
-        t = np.tan(np.linspace(-np.pi / 2 + 1e-6, np.pi / 2 - 1e-6, 200_001))
-        density = (1 + t**2 / freedom) ** (-(freedom + 1) / 2)
-        within = np.abs(t) <= point
-        weight = np.diff(t, append=t[-1])
-        assert (density * weight)[within].sum() / (density * weight).sum() == pytest.approx(
-            0.95, abs=2e-4)
-
-
-def test_interval_by_hand():
-    """Catches a spread divided by n, an interval of the values instead of their mean."""
-    mean, low, high = interval([1.0, 2.0, 4.0])
-    assert mean == pytest.approx(7 / 3)
-    half = 4.303 * np.std([1, 2, 4], ddof=1) / 3**0.5
-    assert [high - mean, mean - low] == pytest.approx([half, half])
-    for count in (0, 1, 11):
-        with pytest.raises(UserError, match="seeds give no interval"):
-            interval([0.0] * count)
-
-
-@pytest.mark.parametrize("question, low, high, expected", [
-    ("better", 0.06, 0.5, "holds"), ("better", 0.01, 0.5, "holds"),
-    ("better", -0.01, 0.5, "inconclusive"), ("better", -0.5, -0.06, "contradicted"),
-    ("better", -0.5, 0.01, "inconclusive"), ("better", 0.01, 0.04, "no difference beyond ±0.05"),
-    ("no worse", -0.04, 0.5, "holds"), ("no worse", -0.04, 0.04, "no difference beyond ±0.05"),
-    ("no worse", -0.06, 0.5, "inconclusive"), ("no worse", -0.5, -0.04, "inconclusive"),
-    ("no worse", -0.5, -0.06, "contradicted"), ("better", float("nan"), 1.0, "inconclusive"),
-])
-def test_verdicts(question, low, high, expected):
-    """Catches "not significant" read as "equal", and a margin that is not looked at."""
-    assert verdict(question, low, high, 0.05) == expected
-
-
-# ---- rules
-
-@pytest.fixture
-def runs(tmp_path):
-    """Two arms of three seeds on disk, with results to be changed."""
-    def write(changes=None):
-        found = {}
-        for arm, losses in ((A, (4.0, 4.5, 5.0)), (B, (4.2, 4.7, 5.2))):
-            for seed, loss in enumerate(losses):
-                out = tmp_path / f"{arm.name}{seed}"
-                out.mkdir(exist_ok=True)
-                metrics = {"tokens": 1000 + seed, "steps": 10, "seconds": 1.0, "parameters": 5}
-                for kind in ("full-sentences", "segment-pair"):
-                    metrics[kind] = {"mlm_loss": loss, "hash": kind, "unigram_entropy": 6.0}
-                train_loss = 4.0
-                if changes and changes[0] == (arm.name, seed):
-                    metrics["full-sentences"] |= changes[1].get("full", {})
-                    metrics |= changes[1].get("all", {})
-                    train_loss = changes[1].get("train", train_loss)
-                (out / "metrics.json").write_text(json.dumps(metrics))
-                (out / "log.jsonl").write_text(json.dumps({"step": 5, "mlm": 9.0}) + "\n"
-                                               + json.dumps({"step": 10, "mlm": train_loss}) + "\n")
-                found[arm, seed] = Run(arm, seed, out, ["x", "--steps", "10"], None, 1.0)
-        return found
-    return write
-
-
-def test_gains_are_paired_by_seed(runs):
-    """Catches an interval over unpaired values: seeds differ by half a nat, the arms by 0.2."""
-    found = judge(Contrast(A, B, "better"), runs(), range(3))
-    assert found["gains"] == [pytest.approx(0.2)] * 3
-    assert found["low"] == pytest.approx(0.2) == found["high"] and found["verdict"] == "holds"
-    assert judge(Contrast(B, A, "better"), runs(), range(3))["verdict"] == "contradicted"
-
-
-def test_rule_1_other_evaluation_set(runs):
-    """Catches losses on other targets, also of one seed only."""
-    changed = runs((("b", 2), {"full": {"hash": "other"}}))
-    with pytest.raises(UserError, match="different sets"):
-        judge(Contrast(A, B, "better"), changed, range(3))
-    judge(Contrast(A, B, "better", measure="segment-pair.mlm_loss"), changed, range(3))
-
-
-def test_rule_2_unequal_tokens(runs):
-    """Catches an arm that saw more text, unless the budget is what differs."""
-    changed = runs((("a", 0), {"all": {"tokens": 1040}}))
-    with pytest.raises(UserError, match="saw 1,014 tokens, b 1,001"):
-        judge(Contrast(A, B, "better"), changed, range(3))
-    assert judge(Contrast(A, B, "better", apart="tokens"), changed, range(3))["verdict"] == "holds"
-
-
-def test_rule_3_missing_seeds(runs):
-    """Catches means over other seeds than the other arm's."""
-    found = runs()
-    (found[B, 1].out / "metrics.json").unlink()
-    with pytest.raises(UserError, match="b lacks seed 1"):
-        judge(Contrast(A, B, "better"), found, range(3))
-
-
-@pytest.mark.parametrize("change, stuck", [
-    ({"full": {"mlm_loss": 5.6}, "train": 5.7}, True),
-    ({"full": {"mlm_loss": 5.4}, "train": 5.7}, False),
-    ({"full": {"mlm_loss": 8.6}, "train": 0.3}, False)])  # by heart: that is no plateau
-def test_rule_4_plateau(change, stuck, runs):
-    """Catches "no difference" between runs that have learned frequencies only."""
-    says = judge(Contrast(A, B, "better"), runs((("a", 1), change)), range(3))["verdict"]
-    assert ("on the plateau: a" in says) == stuck
-
+from minibert.judge import arms_of
+from minibert.verdicts import (family_table, report, task_scores, verdict_table, write_report)
 
 # ---- the table of claims
 
@@ -132,6 +23,7 @@ MAY_DIFFER = {"nsp": {"input_format", "nsp", "steps"}, "masking": {"masking", "s
               "data": {"data_fraction"}, "steps": {"steps"},
               "distill": {"alpha_kl", "alpha_cos", "init", "steps"},
               "soft": {"alpha_kl", "alpha_mlm", "data_fraction"},
+              "terms": {"alpha_kl", "alpha_mlm", "alpha_cos"},
               "stack": {"teacher", "data_fraction", "steps", "input_format", "nsp", "masking",
                         "adam_beta2", "max_grad_norm", "static_masks"}}
 
@@ -139,12 +31,9 @@ MAY_DIFFER = {"nsp": {"input_format", "nsp", "steps"}, "masking": {"masking", "s
 def settings_of(arm, grid):
     script = importlib.import_module(arm.script)
     other = DistillConfig if arm.script == "distill" else ModelConfig
-    flags = [*grid.flags.split(), *arm.flags.format(**vars(grid)).split(), "--out", "x",
+    flags = [*grid.flags.split(), *arm.flags.format(layers=grid.layers).split(), "--out", "x",
              "--preset", "tiny"]
-    if arm.script == "distill":
-        flags += ["--teacher", arm.teacher.name]
-    elif "--num-hidden-layers" not in flags:
-        flags += ["--num-hidden-layers", str(grid.layers)]
+    flags += ["--teacher", arm.teacher.name] if arm.teacher else shape_flags(grid)
     run, more = parse_flags(script.__doc__, script.RECIPE, script.STEPS, other, argv=flags)
     return {**dataclasses.asdict(run), **more, "steps": arm.budget}
 
@@ -254,14 +143,16 @@ def test_runner_stops_at_a_failure(scripts):
 @pytest.fixture
 def toy_grid(monkeypatch, toy_text, tmp_path, run_script):
     """compare() on a toy text, with runs in this process."""
-    toy = " ".join([*BUDGET[4:-6], *TOY, "--log-every 3 --eval-every 6"]).replace(
-        "--num-hidden-layers 2", "")
-    monkeypatch.setitem(GRIDS, "tiny", Grid(1, 2, 1500, toy))
+    monkeypatch.setitem(GRIDS, "tiny", Grid(2, 1500, " ".join(TOY[:6] + TOY[8:]), " ".join(
+        [*BUDGET[6:-6], "--log-every 3 --eval-every 6"])))
     first, second = Arm("whole"), Arm("half", flags="--data-fraction 0.5")
+    student = Arm("student", "distill", "", 0.5, first)
     monkeypatch.setattr(compare_module, "CLAIMS", (
-        Claim("data", "more text helps", (Contrast(first, second, "better"),), "a paper"),
+        Claim("data", "more text helps", (Contrast(first, second, "better"),), "a paper", "why"),
         Claim("steps", "longer helps", (Contrast(Arm("long", budget=2.0), first, "better",
-                                                 apart="tokens"),), "another paper")))
+                                                 apart="tokens"),), "another paper", "why not"),
+        Claim("stack", "they stack", (Contrast(student, first, "better", apart="tokens"),), "", "",
+              gap=(second, student, first))))
     monkeypatch.setattr(compare_module, "ROOT", tmp_path)
 
     def run_here(runs, jobs):
@@ -276,18 +167,20 @@ def without_seconds(results):
     for claim in results["claims"]:
         for arm in claim.get("arms", {}).values():
             arm["seconds"] = []
-    return results
+    return {**results, "seconds": 0, "family": {**results["family"], "latency_ms": {}}}
 
 
 def test_twice_the_same(toy_grid, tmp_path):
     """Catches results that depend on anything but the settings, and arms outside the report."""
     first = toy_grid()
-    assert [claim["id"] for claim in first["claims"]] == ["kl", "data", "steps"]
+    assert [claim["id"] for claim in first["claims"]] == ["kl", "data", "steps", "stack"]
+    assert first["left_out"] == [] and first["family"]["latency_ms"].keys() == {"student", "whole"}
     write_report(first, tmp_path / "report")
     assert json.loads((tmp_path / "report" / "results.json").read_text()) == json.loads(
         json.dumps(first))
     text = (tmp_path / "report" / "report.md").read_text()
-    for part in ("a paper", "whole against half", "more text helps", "train_roberta.py",
+    for part in ("a paper", "whole against half", "more text helps", "why not", "train_roberta.py",
+                 "student closes", "### The family", "distill.py", "\n| student | 1 | ",
                  "--data-fraction 0.5", f"{first['claims'][1]['contrasts'][0]['gain']:+.3f}"):
         assert part in text
     assert verdict_table(first) in text and str(tmp_path) not in text.replace(first["corpus"], "")
@@ -297,9 +190,11 @@ def test_twice_the_same(toy_grid, tmp_path):
 
 def test_some_claims_only(toy_grid, tmp_path):
     """Catches runs that nobody asked for, and names that are not there."""
-    assert [claim["id"] for claim in toy_grid(only="data")["claims"]] == ["data"]
+    found = toy_grid(only="data")
+    assert [claim["id"] for claim in found["claims"]] == ["data"]
+    assert found["left_out"] == ["kl", "steps", "stack"] and "Not run: kl, steps" in report(found, [])
     assert len(list((tmp_path / "runs" / "toy").iterdir())) == 4
-    with pytest.raises(UserError, match="no claim 'poetry'; the claims are kl, data, steps"):
+    with pytest.raises(UserError, match="no claim 'poetry'; the claims are kl, data, steps, stack"):
         toy_grid(only="poetry")
 
 
@@ -309,3 +204,41 @@ def test_figures(toy_grid, tmp_path):
     write_report(toy_grid(only="data"), tmp_path / "report")
     assert (tmp_path / "report" / "data.png").stat().st_size > 5000
     assert "(data.png)" in report(toy_grid(only="data"), ["data"])
+
+
+def test_a_grid_may_leave_claims_out(toy_grid, monkeypatch):
+    """Catches a claim that is silently not there."""
+    monkeypatch.setitem(GRIDS, "tiny", dataclasses.replace(GRIDS["tiny"],
+                                                           without=("steps", "stack")))
+    found = toy_grid()
+    assert [claim["id"] for claim in found["claims"]] == ["kl", "data"]
+    assert "Not run: steps, stack." in report(found, [])
+
+
+# ---- the report's tables
+
+def arm(teacher, scores):
+    floors = {"metric": "accuracy", "majority": 0.5, "bag_of_words": 0.7}
+    return {"teacher": teacher, "layers": 2, "parameters": 1000, "disk": 4_000_000,
+            "full-sentences": [{"mlm_loss": 4.0}, {"mlm_loss": 5.0}],
+            "tasks": [{"sst2": {**floors, "score": score}} for score in scores] or [{}, {}]}
+
+
+def test_students_scores_are_counted_from_the_floor():
+    """Catches a share of raw accuracy, which flatters a task that is half guessed."""
+    claim = {"arms": {"big": arm(None, [0.9, 0.7]), "small": arm("big", [0.8, 0.6])}}
+    lines = family_table(claim, {"big": 2.0, "small": 1.0}).splitlines()
+    assert lines[2] == "| big | 2 | 1,000 | 4.0 | 2.00 | 4.500 | 0.800 |"
+    assert lines[3] == "| small | 2 | 1,000 | 4.0 | 1.00 | 4.500 | 0.700 (67%) |"
+    assert lines[4:6] == ["| (majority) |  |  |  |  |  | 0.500 |",
+                          "| (bag of words) |  |  |  |  |  | 0.700 |"]
+
+
+def test_tasks_that_were_not_done_have_no_columns():
+    """Catches a report that stops where a text of one's own has no tasks."""
+    claim = {"arms": {"big": arm(None, []), "small": arm("big", [])}}
+    assert task_scores(claim["arms"]) == {}
+    assert family_table(claim, {"big": 2.0, "small": 1.0}).splitlines()[-1].endswith("| 4.500 |")
+    some = {"big": arm(None, [0.9, 0.7]), "other": arm(None, [])}
+    assert task_scores(some)["big"] == {"sst2, accuracy": [0.9, 0.7]}
+    assert task_scores(some)["(word overlap)"] == {"sst2, accuracy": []}

@@ -3,13 +3,15 @@ import dataclasses
 import io
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
 from minibert.__main__ import main
 from minibert.errors import UserError
-from minibert.fill_mask import BAR, fill_mask
+from minibert.data import Text
+from minibert.fill_mask import BAR, blanks, fill_mask
 from minibert.tokenizer import train_tokenizer
 
 WORDS = "ba be bi bo bu da de di do du"
@@ -88,3 +90,22 @@ def test_lines_from_stdin(runs, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("ba [MASK]\n[MASK] be\n"))
     main()
     assert capsys.readouterr().out.count("knows") == 2
+
+
+def test_blanks_are_whole_words_of_held_out_sentences():
+    """Catches a blank for a piece of a word, a sentence cut short, or other ones each time."""
+    words = "alpha beta gamma delta sigma omega kappa theta rho lambda".split()
+    tokenizer = train_tokenizer(lambda: [" ".join(words)] * 9, "wordpiece", 65)
+    # In the middle of the last two are ##t and alpha, of alpha ##t ##h.
+    sentences = [" ".join(words), " ".join(words[:5]), " ".join(words[::-1]),
+                 " ".join([*words[:3], "alphath", *words[3:6]]),
+                 " ".join([*words[:4], "alphath", *words[4:6]])]
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in sentences]
+    ends = np.cumsum([len(one) for one in ids])
+    text = Text(np.concatenate(ids), np.stack([ends - [len(one) for one in ids], ends], 1),
+                np.array([0, 5]))
+    found = blanks(text, tokenizer)
+    assert sorted(blank.replace("[MASK]", word) for blank, word in found) == sorted(
+        [sentences[0], sentences[2]])
+    assert found == blanks(text, tokenizer) and len(blanks(text, tokenizer, count=1)) == 1
+    assert {word for _, word in found} <= set(words)
