@@ -35,6 +35,9 @@ def main():
     claims.add_argument("--only", default="", metavar="IDS", help="claims, with commas between")
     claims.add_argument("--jobs", type=int, default=0, help="runs side by side [one a core]")
     claims.add_argument("--tokens", type=int, default=0, help="another budget than the grid's")
+    claims.add_argument("--vocab-size", type=int, default=0, help="another one than the grid's")
+    again = commands.add_parser("report", help="write a comparison's report and figures again")
+    again.add_argument("name", help="of results/NAME")
     args = parser.parse_args()
 
     if args.command == "prepare":
@@ -57,11 +60,17 @@ def main():
         print(classify(args.run, rows))
     elif args.command == "compare":
         from minibert.compare import ROOT, compare
-        from minibert.verdicts import verdict_table, write_report
+        from minibert.verdicts import verdict_lines, write_report
         given = {name: value for name, value in vars(args).items() if name != "command"}
         results = compare(**given)
         write_report(results, ROOT / "results" / args.name)
-        print(f"{verdict_table(results)}\n\n{ROOT / 'results' / args.name / 'report.md'} has more")
+        print(f"{verdict_lines(results)}\n\nresults/{args.name}/report.md has more")
+    elif args.command == "report":
+        from minibert.compare import ROOT
+        from minibert.report import read_json
+        from minibert.verdicts import write_report
+        folder = ROOT / "results" / args.name
+        write_report(read_json(folder / "results.json", "is missing; make it with compare"), folder)
     else:
         from minibert import report
         print(report.info(args.run) if args.command == "info" else report.family_table(args.runs))

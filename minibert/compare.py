@@ -169,20 +169,21 @@ def run_all(runs: list[Run], jobs: int) -> None:
 
 
 def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "", jobs: int = 0,
-            tokens: int = 0) -> dict[str, Any]:
+            tokens: int = 0, vocab_size: int = 0) -> dict[str, Any]:
     """Run what is missing and judge every claim; the content of results.json.
 
     only: ids of claims with commas between, by default all of the grid's. jobs: runs side by side,
-    by default one for each core, on a GPU one. tokens: another budget than the grid's, to try
-    things out. Raises UserError when a setting, the corpus or a run cannot be used.
+    by default one for each core, on a GPU one. tokens, vocab_size: others than the grid's, to try
+    things out or for a small text. Raises UserError when a setting, the corpus or a run cannot be
+    used.
     """
-    start = time.monotonic()
     device = pick_device("auto")
     preset = pick_preset(preset)
     if preset not in GRIDS:
         raise UserError(f"there is no grid for the preset {preset}; use {', '.join(GRIDS)}")
     grid = GRIDS[preset]
-    grid = dataclasses.replace(grid, tokens=tokens or grid.tokens)
+    size = f" --vocab-size {vocab_size}" if vocab_size else ""
+    grid = dataclasses.replace(grid, tokens=tokens or grid.tokens, shape=grid.shape + size)
     ids = [exact.__name__ for exact in EXACT] + [claim.id for claim in CLAIMS]
     chosen = only.split(",") if only else [id for id in ids if id not in grid.without]
     if unknown := sorted(set(chosen) - set(ids)):
@@ -206,8 +207,7 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
             "seeds": list(range(seeds)), "grid": dataclasses.asdict(grid), **machine(),
             "left_out": [id for id in ids if id not in chosen], "claims": found,
             "family": show_family({arm: runs[arm, 0] for claim in claims if claim.id == "stack"
-                                   for arm in arms_of(claim)}, blanks(held_out, tokenizer)),
-            "seconds": round(time.monotonic() - start, 1)}
+                                   for arm in arms_of(claim)}, blanks(held_out, tokenizer))}
 
 
 def show_family(runs: dict[Arm, Run], texts: list[tuple[str, str]]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def family_table(folders: list[str]) -> str:
     tasks: dict[str, dict] = {}
     rows: list[dict[str, str]] = []  # heading -> cell
     for folder in folders:
-        metrics = _read(Path(folder) / "metrics.json", "is not finished; run its script again")
+        metrics = read_json(Path(folder) / "metrics.json", "is not finished; run its script again")
         found = metrics["full-sentences"]
         first = first or found
         if found["hash"] != first["hash"]:
@@ -67,7 +67,7 @@ def family_table(folders: list[str]) -> str:
 def info(folder: str) -> str:
     """A run's settings, model, machine and, as far as it has come, its results."""
     out = Path(folder)
-    about = _read(out / "run.json", "is missing; name a run folder")
+    about = read_json(out / "run.json", "is missing; name a run folder")
     lines = []
     for group, values in about.items():
         if isinstance(values, dict):
@@ -87,7 +87,8 @@ def info(folder: str) -> str:
     return "\n".join(lines)
 
 
-def _read(path: Path, otherwise: str) -> dict[str, Any]:
+def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    """A JSON file. Raises UserError, with `otherwise` to be said of a file that is missing."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

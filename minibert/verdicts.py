@@ -1,38 +1,51 @@
 """The comparison as a reader sees it: results.json, a table of verdicts, report.md and figures."""
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minibert.report import FLOORS
-from minibert.run_folder import write_json
+from minibert.run_folder import write_json, written_aside
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
-    """Write results.json, report.md and, where matplotlib is installed, a figure for each claim."""
+    """Write results.json, report.md and, where matplotlib is installed, its figures."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", results)
-    drawn = []
+    trained = [claim for claim in results["claims"] if "arms" in claim]
     try:
         import matplotlib
         matplotlib.use("agg")
     except ImportError:
-        print("figures need matplotlib: pip install matplotlib")
+        print(f"figures need matplotlib: pip install matplotlib, and python -m minibert report "
+              f"{folder.name}")
+        drawn = []
     else:
-        for claim in results["claims"]:
-            if "arms" in claim:
-                draw(claim, folder / f"{claim['id']}.png")
-                drawn.append(claim["id"])
-    (folder / "report.md").write_text(report(results, drawn), encoding="utf-8")
+        drawn = [claim["id"] for claim in trained]
+        for claim in trained:
+            draw(claim, folder / f"{claim['id']}.png")
+        if trained:
+            draw_verdicts(trained, folder / "verdicts.png")
+    with written_aside(folder / "report.md") as aside:
+        aside.write_text(report(results, drawn), encoding="utf-8")
 
 
 def verdict_table(results: dict[str, Any]) -> str:
     """The claims as a Markdown table: verdict, effect with its interval, what was published."""
-    rows = [("claim", "verdict", "found", "published")]
-    rows += [(f"**{claim['id']}**: {claim['says']}", claim["verdict"], claim["found"],
-              claim["published"]) for claim in results["claims"]]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---|---|---|---|", *lines[1:]])
+    return _markdown(["claim", "verdict", "found", "published"], [
+        [f"**{claim['id']}**: {claim['says']}", claim["verdict"], claim["found"],
+         claim["published"]] for claim in results["claims"]])
+
+
+def verdict_lines(results: dict[str, Any]) -> str:
+    """The same for a terminal: the verdict on what is claimed, and below it what was found."""
+    lines = []
+    for claim in results["claims"]:
+        lines.append(f"{claim['id']:13} {claim['verdict'].upper()}: {claim['says']}")
+        lines += textwrap.wrap(claim["found"], 86, initial_indent=" " * 14,
+                               subsequent_indent=" " * 14)
+    return "\n".join(lines)
 
 
 def report(results: dict[str, Any], drawn: list[str]) -> str:
@@ -44,6 +57,7 @@ def report(results: dict[str, Any], drawn: list[str]) -> str:
              f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, torch "
              f"{results['versions']['torch']}, commit {(results['commit'] or 'none')[:12]}; "
              f"{seconds / 60:.0f} minutes of training in all.", verdict_table(results),
+             *(["![the verdicts](verdicts.png)"] if drawn else []),
              "Gains are in nats per hidden token on held-out text, paired by seed, with 95 % "
              "intervals by Student's t; a positive gain is in favour of the first arm. The first "
              "contrast of a claim gives its verdict; the margins were set before the runs."]
@@ -175,6 +189,19 @@ def draw(claim: dict[str, Any], path: Path) -> None:
     for plot in axes:
         plot.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{claim['says']}: {claim['verdict']}", fontsize=11)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def draw_verdicts(claims: list[dict[str, Any]], path: Path) -> None:
+    """All claims on one page: the gain of each one's first contrast, which decides it."""
+    from matplotlib import pyplot
+
+    figure, plot = pyplot.subplots(layout="constrained", figsize=(9, 1 + 0.6 * len(claims)))
+    _draw_gains(plot, [claim["contrasts"][0] for claim in claims])
+    plot.set_xscale("symlog", linthresh=0.1)
+    plot.set_xticks([-1, -0.1, 0, 0.1, 1], ["-1", "-0.1", "0", "0.1", "1"])
+    plot.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
 

@@ -2,20 +2,24 @@
 import dataclasses
 import importlib
 import json
+import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
 from conftest import BUDGET, TOY
 
 from minibert import compare as compare_module
+from minibert.__main__ import main
 from minibert.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
 from minibert.compare import Run, compare, plan, run_all, shape_flags, steps_for
 from minibert.config import DistillConfig, ModelConfig, parse_flags
 from minibert.corpus import prepare
 from minibert.errors import UserError
 from minibert.judge import arms_of
-from minibert.verdicts import (family_table, report, task_scores, verdict_table, write_report)
+from minibert.verdicts import (family_table, report, task_scores, verdict_lines, verdict_table,
+                               write_report)
 
 # ---- the table of claims
 
@@ -194,16 +198,43 @@ def test_some_claims_only(toy_grid, tmp_path):
     assert [claim["id"] for claim in found["claims"]] == ["data"]
     assert found["left_out"] == ["kl", "steps", "stack"] and "Not run: kl, steps" in report(found, [])
     assert len(list((tmp_path / "runs" / "toy").iterdir())) == 4
+    again = toy_grid(only="data", vocab_size=65)
+    assert (again["claims"][0]["arms"]["whole"]["parameters"]
+            < found["claims"][0]["arms"]["whole"]["parameters"])
     with pytest.raises(UserError, match="no claim 'poetry'; the claims are kl, data, steps, stack"):
         toy_grid(only="poetry")
 
 
 def test_figures(toy_grid, tmp_path):
-    """Catches a figure that is not drawn, or stops the report."""
+    """Catches a figure that is not drawn, or stops the report: also of arms that were refused."""
     pytest.importorskip("matplotlib")
-    write_report(toy_grid(only="data"), tmp_path / "report")
-    assert (tmp_path / "report" / "data.png").stat().st_size > 5000
-    assert "(data.png)" in report(toy_grid(only="data"), ["data"])
+    found = toy_grid(only="data,steps")
+    refused = found["claims"][1]["contrasts"][0]
+    refused |= {"gains": [], "verdict": "refused: other text"}
+    write_report(found, tmp_path / "report")
+    for name in ("data", "steps", "verdicts"):
+        assert (tmp_path / "report" / f"{name}.png").stat().st_size > 5000
+        assert f"({name}.png)" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_terminal_and_report_again(toy_grid, tmp_path, monkeypatch, capsys):
+    """Catches verdicts that the terminal does not show, and a report that cannot be written again
+    from results.json alone."""
+    found = toy_grid(only="kl,data")
+    shown = verdict_lines(found)
+    for claim in found["claims"]:
+        assert re.search(rf"^{claim['id']} +{re.escape(claim['verdict'].upper())}: ", shown, re.M)
+        assert claim["found"].split(":")[0] in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) < 140
+    write_report(found, tmp_path / "results" / "toy")
+    before = (tmp_path / "results" / "toy" / "report.md").read_text()
+    (tmp_path / "results" / "toy" / "report.md").unlink()
+    monkeypatch.setattr(sys, "argv", ["minibert", "report", "toy"])
+    main()
+    assert (tmp_path / "results" / "toy" / "report.md").read_text() == before
+    monkeypatch.setattr(sys, "argv", ["minibert", "report", "toyy"])
+    with pytest.raises(UserError, match="results.json is missing; make it with compare"):
+        main()
 
 
 def test_a_grid_may_leave_claims_out(toy_grid, monkeypatch):
