@@ -67,7 +67,9 @@ def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], 
     a folder is of one command on one text, so what is finished in it is what would be run.
     """
     runs: dict[tuple[Arm, int], Run] = {}
-    steps_of: dict[Arm, int] = {}
+    budgets: dict[Arm, tuple[int, int]] = {}
+    run, _ = read_flags("train_roberta", [*flags, *grid.flags.split(), *shape_flags(grid)])
+    update = run.batch_size * tokens_in_a_sequence(run, text)
 
     def add(arm: Arm, seed: int) -> Run:
         if (arm, seed) in runs:
@@ -76,10 +78,12 @@ def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], 
         first = ["--teacher", str(teacher.out)] if teacher else shape_flags(grid)
         given = [*flags, *grid.flags.split(), *first, *arm.flags.format(layers=grid.layers).split(),
                  "--seed", str(seed), *([] if arm.tasks else ["--tasks", "none"])]
-        if arm not in steps_of:  # for all seeds, so that they have one budget
-            steps_of[arm] = steps_for(arm, arm.budget * grid.tokens, given, text)
-        steps = steps_of[arm]
-        command = [f"{arm.script}.py", *given, "--steps", str(steps)]
+        if arm not in budgets:  # one for all seeds
+            its_run, _ = read_flags(arm.script, given)
+            budgets[arm] = budget_for(arm.budget * grid.tokens, update,
+                                      tokens_in_a_sequence(its_run, text))
+        batch, steps = budgets[arm]
+        command = [f"{arm.script}.py", *given, "--batch-size", str(batch), "--steps", str(steps)]
         digest = hashlib.sha256(" ".join([corpus, *command]).encode()).hexdigest()[:8]
         name = re.sub(r"\W+", "-", arm.name).strip("-")
         out = folder / f"{name}-{seed}-{digest}"
@@ -101,13 +105,26 @@ def shape_flags(grid: Grid) -> list[str]:
     return ["--num-hidden-layers", str(grid.layers), *grid.shape.split()]
 
 
-def steps_for(arm: Arm, tokens: float, flags: list[str], text: Text) -> int:
-    """How many steps of an arm see so many tokens that are no padding: formats differ in that."""
-    run, _ = read_flags(arm.script, flags)
+def tokens_in_a_sequence(run: RunConfig, text: Text) -> float:
+    """How many tokens of a sequence are no padding, on average: formats differ in that."""
     spans = make_sequences(text.fraction(run.data_fraction), run.input_format, run.seq_length,
                            seed=0, copy=0, short_seq_prob=run.short_seq_prob)
     a, b = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
-    return max(1, round(tokens / ((a + b + 2 + (b > 0)).mean() * run.batch_size)))
+    return float((a + b + 2 + (b > 0)).mean())
+
+
+def budget_for(tokens: float, update: float, sequence: float) -> tuple[int, int]:
+    """Sequences in an update and steps, so that arms see equal tokens in an update and in all.
+
+    tokens, update, sequence: that are no padding, of a run, of the base's update, of one sequence.
+    Paper: Liu et al. 2019, section 4.2, changes the batch size for the same reason.
+    >>> budget_for(tokens=8000, update=32 * 25.0, sequence=25.0)
+    (32, 10)
+    >>> budget_for(tokens=8000, update=32 * 25.0, sequence=32.0)
+    (25, 10)
+    """
+    batch = max(1, round(update / sequence))
+    return batch, max(1, round(tokens / (batch * sequence)))
 
 
 def read_flags(script: str, flags: list[str]) -> tuple[RunConfig, dict[str, Any]]:

@@ -68,7 +68,7 @@ def _load(folder: str):
 def blanks(held_out: Text, tokenizer: tokenizers.Tokenizer, count: int = 4) -> list[tuple[str, str]]:
     """Held-out sentences with [MASK] for a word, and the word: the same for every run on a corpus.
 
-    Of sentences of 8 to 16 tokens, one whole word of at least four letters in the middle.
+    Of sentences of 12 to 24 tokens, one whole word of at least four letters in the middle.
     """
     continues, found = continuations(tokenizer), []
     for number in hash_bits("blanks", torch.arange(len(held_out.bounds))).argsort().tolist():
@@ -77,7 +77,7 @@ def blanks(held_out: Text, tokenizer: tokenizers.Tokenizer, count: int = 4) -> l
         middle = len(ids) // 2
         word = tokenizer.decode(ids[middle:middle + 1])
         whole = not continues[ids[middle]] and not continues[ids[(middle + 1) % len(ids)]]
-        if 8 <= len(ids) <= 16 and whole and len(word) >= 4 and word.isalpha():
+        if 12 <= len(ids) <= 24 and whole and len(word) >= 4 and word.isalpha():
             left, right = tokenizer.decode(ids[:middle]), tokenizer.decode(ids[middle + 1:])
             found.append((f"{left} [MASK] {right}", word))
             if len(found) == count:

@@ -95,7 +95,8 @@ def _claim(claim: dict[str, Any], drawn: bool) -> list[str]:
             losses(arm), losses(arm, "segment-pair"), arm["train_loss"])),
           f"{arm['steps']:,}", f"{np.mean(arm['tokens']):,.0f}", f"{np.mean(arm['seconds']):.0f}",
           _besides(arm)] for name, arm in claim["arms"].items()]))
-    if tasks := task_scores(claim["arms"]):
+    tasks = task_scores(claim["arms"])
+    if len(tasks) > 1 + len(FLOORS):  # of two arms or more
         parts.append("Fine-tuned, each seed; in brackets what needs no model:")
         parts.append(_markdown(["arm", *tasks["(majority)"]], [
             [name, *(" ".join(f"{score:.3f}" for score in scores) for scores in row.values())]
@@ -122,7 +123,7 @@ def family_table(claim: dict[str, Any], latency: dict[str, float]) -> str:
     """Size, speed, loss and tasks of the family as a Markdown table: means over the seeds.
 
     In brackets behind a student's score: the share of its teacher's that it keeps, both counted
-    from the most frequent answer's score.
+    from the most frequent answer's score; not where the teacher is within 0.02 of that.
     """
     arms, scores = claim["arms"], task_scores(claim["arms"])
     tasks = list(scores.get("(majority)", {}))
@@ -132,7 +133,7 @@ def family_table(claim: dict[str, Any], latency: dict[str, float]) -> str:
         for task in tasks:
             mean, floor = np.mean(scores[name][task]), scores["(majority)"][task][0]
             above = np.mean(scores[arm["teacher"]][task]) - floor if arm["teacher"] else 0.0
-            cells.append(f"{mean:.3f}" + (f" ({(mean - floor) / above:.0%})" if above > 0 else ""))
+            cells.append(f"{mean:.3f}" + (f" ({(mean - floor) / above:.0%})" if above > 0.02 else ""))
         rows.append([name, str(arm["layers"]), f"{arm['parameters']:,}",
                      f"{arm['disk'] / 1e6:.1f}", f"{latency[name]:.2f}",
                      f"{np.mean(losses(arm)):.3f}", *cells])

@@ -13,7 +13,8 @@ from conftest import BUDGET, TOY
 from minibert import compare as compare_module
 from minibert.__main__ import main
 from minibert.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
-from minibert.compare import Run, compare, plan, run_all, shape_flags, steps_for
+from minibert.compare import (Run, compare, plan, read_flags, run_all, shape_flags,
+                              tokens_in_a_sequence)
 from minibert.config import DistillConfig, ModelConfig, parse_flags
 from minibert.corpus import prepare
 from minibert.errors import UserError
@@ -85,14 +86,25 @@ def test_plan_shares_runs_and_orders_teachers(text, tmp_path):
         assert not {run.out for run in again.values()} & {run.out for run in runs.values()}
 
 
-def test_formats_get_equal_tokens(text):
-    """Catches equal steps called equal budgets: pairs hold more tokens than packed sentences."""
-    flags = ["--preset", "tiny", "--seq-length", "16", "--batch-size", "4"]
-    steps = {name: steps_for(Arm(name), 5000, [*flags, "--input-format", name], text)
-             for name in ("segment-pair", "full-sentences", "doc-sentences")}
-    assert steps["segment-pair"] < steps["full-sentences"] < steps["doc-sentences"]
-    assert steps_for(Arm("x"), 10_000, flags, text) == pytest.approx(
-        2 * steps["full-sentences"], abs=1)
+def test_formats_get_equal_tokens(text, tmp_path):
+    """Catches equal sequences called equal budgets: pairs hold more tokens than packed sentences,
+    and documents' ends leave more padding; and budgets that one text's share does not change."""
+    grid = Grid(2, 20_000, flags="--seq-length 16 --batch-size 128")
+    arms = [Arm(name, flags=f"--input-format {name}") for name in
+            ("full-sentences", "segment-pair", "doc-sentences")]
+    arms += [Arm("half", flags="--data-fraction 0.5"), Arm("twice", budget=2.0)]
+    claim = Claim("x", "", (Contrast(arms[0], arms[0], "better"),), "", "", tuple(arms))
+    found = {}
+    for (arm, _), run in plan((claim,), grid, range(1), ["--preset", "tiny"], tmp_path, text,
+                              "").items():
+        run = read_flags(arm.script, run.command[1:-2])[0]
+        found[arm.name] = run.batch_size, run.steps, run.batch_size * tokens_in_a_sequence(run, text)
+    base = found["full-sentences"]
+    assert base[0] == 128 and base[1] * base[2] == pytest.approx(20_000, rel=0.05)
+    assert found["segment-pair"][0] < 128 < found["doc-sentences"][0]
+    for name in ("segment-pair", "doc-sentences", "half"):
+        assert found[name][2] == pytest.approx(base[2], rel=0.03) and found[name][1] == base[1]
+    assert found["twice"][1] == pytest.approx(2 * base[1], abs=1)
 
 
 @pytest.fixture

@@ -94,12 +94,12 @@ def test_lines_from_stdin(runs, monkeypatch, capsys):
 
 def test_blanks_are_whole_words_of_held_out_sentences():
     """Catches a blank for a piece of a word, a sentence cut short, or other ones each time."""
-    words = "alpha beta gamma delta sigma omega kappa theta rho lambda".split()
-    tokenizer = train_tokenizer(lambda: [" ".join(words)] * 9, "wordpiece", 65)
+    words = "alpha beta gamma delta sigma omega kappa theta rho lambda zeta eta iota mu".split()
+    tokenizer = train_tokenizer(lambda: [" ".join(words)] * 9, "wordpiece", 73)
     # In the middle of the last two are ##t and alpha, of alpha ##t ##h.
     sentences = [" ".join(words), " ".join(words[:5]), " ".join(words[::-1]),
-                 " ".join([*words[:3], "alphath", *words[3:6]]),
-                 " ".join([*words[:4], "alphath", *words[4:6]])]
+                 " ".join([*words[:5], "alphath", *words[3:7]]),
+                 " ".join([*words[:6], "alphath", *words[3:7]])]
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in sentences]
     ends = np.cumsum([len(one) for one in ids])
     text = Text(np.concatenate(ids), np.stack([ends - [len(one) for one in ids], ends], 1),
