@@ -150,6 +150,8 @@ def run_all(runs: list[Run], jobs: int) -> None:
                    os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     bar = tqdm(total=total, initial=before, disable=plain, unit="", bar_format="{desc} "
                "{percentage:3.0f} % |{bar}| {elapsed} spent, {remaining} left")
+    # As Ctrl-C does: by default SIGTERM would end this process and leave the runs alone.
+    before_us = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         while waiting or running:
             for run in [run for run in waiting if not run.teacher or run.teacher.done]:
@@ -182,6 +184,7 @@ def run_all(runs: list[Run], jobs: int) -> None:
             process.send_signal(signal.SIGTERM)
         for process in running.values():
             process.wait()
+        signal.signal(signal.SIGTERM, before_us)
         bar.close()
 
 

@@ -97,7 +97,8 @@ def size() -> dict[str, Any]:
 
 
 @torch.no_grad()
-def forward_seconds(encoders: list[Encoder], rounds: int = 9, length: int = 32) -> list[list[float]]:
+def forward_seconds(encoders: list[Encoder], rounds: int = 9, length: int = 32
+                    ) -> list[list[float]]:
     """The time of one forward pass, batch 1, of each encoder in turns: `rounds` figures of each."""
     device = pick_device("auto")
     ids = torch.randint(5, 30, (1, length), generator=torch.Generator().manual_seed(0)).to(device)

@@ -65,7 +65,8 @@ def _load(folder: str):
     return model.eval(), tokenizer, names
 
 
-def blanks(held_out: Text, tokenizer: tokenizers.Tokenizer, count: int = 4) -> list[tuple[str, str]]:
+def blanks(held_out: Text, tokenizer: tokenizers.Tokenizer, count: int = 4
+           ) -> list[tuple[str, str]]:
     """Held-out sentences with [MASK] for a word, and the word: the same for every run on a corpus.
 
     Of sentences of 12 to 24 tokens, one whole word of at least four letters in the middle.

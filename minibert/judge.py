@@ -21,14 +21,15 @@ Results = dict[tuple[Arm, int], dict[str, Any]]  # an arm and a seed: what `metr
 
 
 def metrics_of(out: Path) -> dict[str, Any]:
-    """metrics.json of a run, and from its log: curve, (step, held-out loss) along the run, and
-    train_loss, the mean of the last tenth. disk: bytes of its weights."""
+    """metrics.json of a run, and from its log: curve, (step, held-out loss) along the run, epochs
+    that it began, and train_loss, the mean of the last tenth. disk: bytes of its weights."""
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     log = [json.loads(line) for line in (out / "log.jsonl").open(encoding="utf-8")]
     losses = [line["mlm"] for line in log if "mlm" in line]
     curve = [(line["step"], line["eval"]["mlm_loss"]) for line in log if "eval" in line]
     return {**metrics, "train_loss": float(np.mean(losses[-max(1, len(losses) // 10):])),
-            "curve": curve, "disk": (out / "pytorch_model.bin").stat().st_size}
+            "curve": curve, "epochs": 1 + max(line.get("epoch", 0) for line in log),
+            "disk": (out / "pytorch_model.bin").stat().st_size}
 
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
@@ -69,7 +70,8 @@ def judge(contrast: Contrast, results: Results, seeds: range) -> dict[str, Any]:
     Arms that may not be compared give no gains, and the verdict says why.
     """
     arms = (contrast.first, contrast.second)
-    about = {"first": arms[0].name, "second": arms[1].name, "question": contrast.question,
+    about = {"name": contrast.name or f"{arms[0].name} against {arms[1].name}",
+             "first": arms[0].name, "second": arms[1].name, "question": contrast.question,
              "measure": contrast.measure, "margin": contrast.margin}
     if why := refusal(contrast, results, seeds):
         return {**about, "gains": [], "verdict": f"refused: {why}"}
@@ -115,7 +117,7 @@ def judge_claim(claim: Claim, results: Results, seeds: range) -> dict[str, Any]:
     """All contrasts of a claim, of which the first gives the verdict, and its arms' figures."""
     contrasts = [judge(contrast, results, seeds) for contrast in claim.contrasts]
     first = contrasts[0]
-    says = f"{first['first']} against {first['second']}"
+    says = first["name"]
     if first["gains"]:
         says += f": {first['gain']:+.3f} nats [{first['low']:+.3f}, {first['high']:+.3f}]"
     found = dict(id=claim.id, says=claim.says, verdict=first["verdict"], found=says,
@@ -145,7 +147,7 @@ def figures(arm: Arm, results: Results, seeds: range) -> dict[str, Any]:
     """What the report shows of an arm: lists are by seed."""
     metrics = [results[arm, seed] for seed in seeds]
     return {"teacher": arm.teacher.name if arm.teacher else None,
-            **{key: metrics[0][key] for key in ("layers", "parameters", "disk", "steps")},
+            **{key: metrics[0][key] for key in ("layers", "parameters", "disk", "steps", "epochs")},
             **{key: [one[key] for one in metrics] for key in (
                 "tokens", "seconds", "full-sentences", "segment-pair", "train_loss", "curve",
                 "tasks")}}

@@ -80,7 +80,7 @@ def _claim(claim: dict[str, Any], drawn: bool) -> list[str]:
     parts = [claim["differs"], _markdown(
         ["contrast", "question", "measure", "gain", "95 % interval", "each seed", "margin",
          "verdict"],
-        [[f"{c['first']} against {c['second']}", c["question"], c["measure"],
+        [[c["name"], c["question"], c["measure"],
           *((f"{c['gain']:+.3f}", f"{c['low']:+.3f} to {c['high']:+.3f}",
              " ".join(f"{gain:+.3f}" for gain in c["gains"])) if c["gains"] else ("", "", "")),
           f"{c['margin']:g}", c["verdict"]] for c in claim["contrasts"]])]
@@ -89,12 +89,12 @@ def _claim(claim: dict[str, Any], drawn: bool) -> list[str]:
     if drawn:
         parts.append(f"![{claim['id']}]({claim['id']}.png)")
     parts.append(_markdown(
-        ["arm", "loss, full sentences", "loss, pairs", "training loss", "steps", "tokens",
-         "seconds", "besides"],
+        ["arm", "loss, full sentences", "loss, pairs", "training loss", "steps", "epochs begun",
+         "tokens", "seconds", "besides"],
         [[name, *(" ".join(f"{value:.3f}" for value in values) for values in (
             losses(arm), losses(arm, "segment-pair"), arm["train_loss"])),
-          f"{arm['steps']:,}", f"{np.mean(arm['tokens']):,.0f}", f"{np.mean(arm['seconds']):.0f}",
-          _besides(arm)] for name, arm in claim["arms"].items()]))
+          f"{arm['steps']:,}", str(arm["epochs"]), f"{np.mean(arm['tokens']):,.0f}",
+          f"{np.mean(arm['seconds']):.0f}", _besides(arm)] for name, arm in claim["arms"].items()]))
     tasks = task_scores(claim["arms"])
     if len(tasks) > 1 + len(FLOORS):  # of two arms or more
         parts.append("Fine-tuned, each seed; in brackets what needs no model:")
@@ -133,7 +133,8 @@ def family_table(claim: dict[str, Any], latency: dict[str, float]) -> str:
         for task in tasks:
             mean, floor = np.mean(scores[name][task]), scores["(majority)"][task][0]
             above = np.mean(scores[arm["teacher"]][task]) - floor if arm["teacher"] else 0.0
-            cells.append(f"{mean:.3f}" + (f" ({(mean - floor) / above:.0%})" if above > 0.02 else ""))
+            kept = f" ({(mean - floor) / above:.0%})" if above > 0.02 else ""
+            cells.append(f"{mean:.3f}{kept}")
         rows.append([name, str(arm["layers"]), f"{arm['parameters']:,}",
                      f"{arm['disk'] / 1e6:.1f}", f"{latency[name]:.2f}",
                      f"{np.mean(losses(arm)):.3f}", *cells])
@@ -182,7 +183,7 @@ def draw(claim: dict[str, Any], path: Path) -> None:
     curves = claim["id"] == "masking"
     rows = max(len(claim["arms"]), len(claim["contrasts"]))
     figure, axes = pyplot.subplots(1, 2 + curves, layout="constrained",
-                                   figsize=(6 * (2 + curves), 1.5 + 0.5 * rows))
+                                   figsize=(6 * (2 + curves), max(3.5, 1.5 + 0.5 * rows)))
     _draw_arms(axes[0], claim)
     _draw_gains(axes[1], claim["contrasts"])
     if curves:
@@ -200,8 +201,13 @@ def draw_verdicts(claims: list[dict[str, Any]], path: Path) -> None:
 
     figure, plot = pyplot.subplots(layout="constrained", figsize=(9, 1 + 0.6 * len(claims)))
     _draw_gains(plot, [claim["contrasts"][0] for claim in claims])
+    plot.set_yticks(range(len(claims)), [
+        f"{claim['id']}: " + one["name"].replace(" against", "\nagainst")
+        for claim in claims for one in claim["contrasts"][:1]], fontsize=8)
     plot.set_xscale("symlog", linthresh=0.1)
     plot.set_xticks([-1, -0.1, 0, 0.1, 1], ["-1", "-0.1", "0", "0.1", "1"])
+    plot.set_xlabel("gain of the first arm in nats per hidden token (logarithmic beyond 0.1)\n"
+                    "rings: seeds; line: 95 % interval; grey: too small to be worth a name")
     plot.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
@@ -211,14 +217,15 @@ def _draw_arms(plot: Any, claim: dict[str, Any]) -> None:
     """Each seed a ring, a stroke for the mean; a square and grey for the loss in pairs."""
     arms = claim["arms"]
     kinds = dict.fromkeys(contrast["measure"].split(".")[0] for contrast in claim["contrasts"])
-    for kind, shade, sign, shift in zip(kinds, ("black", "grey"), "os", (0, 0.25)):
+    for kind, shade, sign, shift, above in zip(kinds, ("black", "grey"), "os", (0, 0.25), (9, -16)):
         for row, (name, arm) in enumerate(arms.items()):
             values = losses(arm, kind)
             plot.plot(values, [row + shift] * len(values), sign, color=shade,
                       markerfacecolor="none", label=kind if row == 0 else None)
             plot.plot([np.mean(values)], [row + shift], "|", color=shade, markersize=16)
-            plot.annotate(f"{np.mean(values):.2f}", (np.mean(values), row + shift), xytext=(0, 9),
-                          textcoords="offset points", ha="center", fontsize=8, color=shade)
+            plot.annotate(f"{np.mean(values):.2f}", (np.mean(values), row + shift),
+                          xytext=(0, above), textcoords="offset points", ha="center", fontsize=8,
+                          color=shade)
     unigram = next(iter(arms.values()))["full-sentences"][0]["unigram_entropy"]
     plot.axvline(unigram, linestyle=":", color="grey")
     plot.annotate(" unigram", (unigram, len(arms) - 0.5), fontsize=8, color="grey")
@@ -242,19 +249,24 @@ def _draw_gains(plot: Any, contrasts: list[dict[str, Any]]) -> None:
         plot.annotate(f"{one['gain']:+.3f}: {one['verdict'].split(' (')[0]}", (one["gain"], row),
                       xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8)
     plot.axvline(0, color="grey", linewidth=0.8)
-    plot.set_yticks(range(len(contrasts)),
-                    [f"{one['first']}\nagainst {one['second']}" for one in contrasts], fontsize=8)
+    plot.set_yticks(range(len(contrasts)), [
+        one["name"].replace(" against", "\nagainst")
+        + ", in pairs" * one["measure"].startswith("segment-pair") for one in contrasts],
+        fontsize=8)
     plot.set_ylim(len(contrasts) - 0.4, -0.6)
     plot.margins(x=0.25)
     plot.set_xlabel("gain of the first, nats; 95 % interval, paired seeds")
 
 
 def _draw_curves(plot: Any, arms: dict[str, dict]) -> None:
-    for style, shade, (name, arm) in zip(("-", "--", ":"), ("black", "black", "grey"),
-                                         arms.items()):
-        for number, curve in enumerate(arm["curve"]):
-            plot.plot(*zip(*curve), style, color=shade, linewidth=1 + (style == ":"),
-                      label=name if number == 0 else None)
-    plot.legend(fontsize=8)
+    """Held-out losses along the runs, a line for each seed; the first one's end has the name."""
+    for style, shade, shift, (name, arm) in zip(("-", "--", ":"), ("black", "black", "grey"),
+                                                (-6, 0, 8), arms.items()):
+        for curve in arm["curve"]:
+            plot.plot(*zip(*curve), style, color=shade, linewidth=1 + (style == ":"))
+        if arm["curve"][0]:
+            plot.annotate(name, arm["curve"][0][-1], xytext=(4, shift), fontsize=8, color=shade,
+                          textcoords="offset points", va="center", annotation_clip=False)
+    plot.margins(x=0.15)
     plot.set_xlabel("steps")
-    plot.set_ylabel("held-out loss, nats")
+    plot.set_ylabel("held-out loss, nats per hidden token")

@@ -2,9 +2,13 @@
 import dataclasses
 import importlib
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -98,7 +102,8 @@ def test_formats_get_equal_tokens(text, tmp_path):
     for (arm, _), run in plan((claim,), grid, range(1), ["--preset", "tiny"], tmp_path, text,
                               "").items():
         run = read_flags(arm.script, run.command[1:-2])[0]
-        found[arm.name] = run.batch_size, run.steps, run.batch_size * tokens_in_a_sequence(run, text)
+        found[arm.name] = (run.batch_size, run.steps,
+                           run.batch_size * tokens_in_a_sequence(run, text))
     base = found["full-sentences"]
     assert base[0] == 128 and base[1] * base[2] == pytest.approx(20_000, rel=0.05)
     assert found["segment-pair"][0] < 128 < found["doc-sentences"][0]
@@ -152,6 +157,21 @@ def test_runner_stops_at_a_failure(scripts):
     with pytest.raises(UserError, match="ended with 2: no luck; try again"):
         run_all([slow := scripts("slow", "--wait"), scripts("bad", "--fail")], jobs=2)
     assert not slow.done  # waited for, it would be
+
+
+def test_runner_that_is_stopped_stops_its_runs(scripts, monkeypatch):
+    """Catches runs that go on alone when SIGTERM ends the process that started them, or before."""
+    slow = scripts("slow", "--wait")
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append(
+        popen(*args, **more)) or started[-1])
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        run_all([slow], jobs=1)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 # ---- all of it
@@ -208,7 +228,8 @@ def test_some_claims_only(toy_grid, tmp_path):
     """Catches runs that nobody asked for, and names that are not there."""
     found = toy_grid(only="data")
     assert [claim["id"] for claim in found["claims"]] == ["data"]
-    assert found["left_out"] == ["kl", "steps", "stack"] and "Not run: kl, steps" in report(found, [])
+    assert found["left_out"] == ["kl", "steps", "stack"]
+    assert "Not run: kl, steps, stack." in report(found, [])
     assert len(list((tmp_path / "runs" / "toy").iterdir())) == 4
     again = toy_grid(only="data", vocab_size=65)
     assert (again["claims"][0]["arms"]["whole"]["parameters"]

@@ -58,7 +58,8 @@ def runs():
         for arm, losses in ((A, (4.0, 4.5, 5.0)), (B, (4.2, 4.7, 5.2))):
             for seed, loss in enumerate(losses):
                 metrics = {"tokens": 1000 + seed, "steps": 10, "seconds": 1.0, "parameters": 5,
-                           "layers": 2, "disk": 99, "curve": [], "tasks": {}, "train_loss": 4.0}
+                           "layers": 2, "disk": 99, "epochs": 1, "curve": [], "tasks": {},
+                           "train_loss": 4.0}
                 for kind in ("full-sentences", "segment-pair"):
                     metrics[kind] = {"mlm_loss": loss, "hash": kind, "unigram_entropy": 6.0}
                 if changes and changes[0] == (arm.name, seed):
@@ -105,7 +106,7 @@ def test_rule_3_missing_seeds(runs):
 @pytest.mark.parametrize("change, stuck", [
     ({"full": {"mlm_loss": 5.6}, "all": {"train_loss": 5.7}}, True),
     ({"full": {"mlm_loss": 5.4}, "all": {"train_loss": 5.7}}, False),
-    ({"full": {"mlm_loss": 8.6}, "all": {"train_loss": 0.3}}, False)])  # by heart: that is no plateau
+    ({"full": {"mlm_loss": 8.6}, "all": {"train_loss": 0.3}}, False)])  # by heart is no plateau
 def test_rule_4_plateau(change, stuck, runs):
     """Catches "no difference" between runs that have learned frequencies only."""
     says = judge(Contrast(A, B, "better"), runs((("a", 1), change)), range(3))["verdict"]
@@ -118,7 +119,8 @@ def test_a_claim_goes_by_its_first_contrast(runs):
                   gap=(B, A, A))
     found = judge_claim(claim, runs(), range(3))
     assert found["verdict"] == "contradicted" and "b against a: -0.200 nats" in found["found"]
-    assert found["gap"]["shares"] == [pytest.approx(1.0)] * 3 and "a closes 100% of" in found["found"]
+    assert found["gap"]["shares"] == [pytest.approx(1.0)] * 3
+    assert "a closes 100% of" in found["found"]
     assert found["arms"]["a"]["train_loss"] == [4.0] * 3
     half = {key: value for key, value in runs((("a", 0), {"full": {"mlm_loss": 4.1}})).items()}
     top = Arm("top")
@@ -133,14 +135,16 @@ def test_refused_claims_are_told(runs):
     changed = runs((("b", 2), {"full": {"hash": "other"}}))
     found = judge_claim(Claim("x", "", (Contrast(A, B, "better"),), "", ""), changed, range(3))
     assert found["verdict"].startswith("refused: ") and found["found"] == "a against b"
+    named = Contrast(A, B, "better", name="more against less")
+    assert judge(named, changed, range(3))["name"] == "more against less"
 
 
 def test_metrics_of_a_run(tmp_path):
     """Catches a training loss that is read from the start of the log, or from evaluations."""
     (tmp_path / "metrics.json").write_text(json.dumps({"steps": 20}))
-    lines = [{"step": step, "mlm": float(100 - step)} for step in range(1, 21)]
+    lines = [{"step": step, "epoch": step // 8, "mlm": float(100 - step)} for step in range(1, 21)]
     lines.insert(10, {"step": 10, "eval": {"mlm_loss": 7.0}})
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "pytorch_model.bin").write_bytes(b"12345")
     assert metrics_of(tmp_path) == {"steps": 20, "train_loss": 80.5, "curve": [(10, 7.0)],
-                                    "disk": 5}
+                                    "epochs": 3, "disk": 5}
