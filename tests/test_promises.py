@@ -9,13 +9,14 @@ import pytest
 from conftest import ROOT
 
 from minibert.report import family_table
+from minibert.verdicts import report, verdict_table
 
 FROM_TEXT_TO_LOSS = ["train_bert.py", "minibert/data.py", "minibert/masking.py",
                      "minibert/model.py", "minibert/losses.py"]
 CODE = [*ROOT.glob("*.py"), *ROOT.glob("minibert/*.py"), *ROOT.glob("data/*.py")]
 # What reads, judges and shows the runs that the recipes make; a reader of the recipes skips it.
 TOOLS = [ROOT / "minibert" / f"{name}.py" for name in (
-    "tasks", "finetune", "fill_mask", "report", "claims", "exact", "compare", "verdicts")
+    "tasks", "finetune", "fill_mask", "report", "claims", "exact", "compare", "judge", "verdicts")
          ] + [*ROOT.glob("data/tasks_*.py")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -49,8 +50,20 @@ def test_readme_counts_lines_as_they_are():
 
 
 def test_readme_shows_the_published_results():
-    """Catches a table in the README that no run in results/ made."""
-    shown = README.split("## Result\n")[1].strip().split("\n\nOne seed")[0]
+    """Catches a table in the README that no run in results/ made, and a report of other runs."""
+    results = json.loads((ROOT / "results/cpu/results.json").read_text(encoding="utf-8"))
+    shown = README.split("## The claims, put to the test\n\n")[1].split("\n\n")[0]
+    assert shown == verdict_table(results)
+    said = README.split("## The claims, put to the test\n\n")[1].split("\n## ")[0]
+    found = {f"{one[key]:+.3f}" for claim in results["claims"]
+             for one in claim.get("contrasts", []) for key in ("gain", "low", "high")}
+    figures = set(re.findall(r"[+-]\d\.\d{3}", said.replace(shown, "")))
+    assert len(figures) > 5 and figures <= found
+    drawn = [claim["id"] for claim in results["claims"] if "arms" in claim]
+    assert (ROOT / "results/cpu/report.md").read_text(encoding="utf-8") == report(results, drawn)
+    for name in [*drawn, "verdicts"]:
+        assert (ROOT / f"results/cpu/{name}.png").exists()
+    shown = README.split("## Larger models\n\n")[1].split("\n\n`make models`")[0]
     runs = [line.split("|")[1].strip() for line in shown.splitlines()[2:8]]
     assert shown == family_table([str(ROOT / "results" / "cpu" / run) for run in runs])
     curve = re.search(r"steps was ([\d., and\n]+)\.", README)[1]
