@@ -19,12 +19,13 @@ from minibert.__main__ import main
 from minibert.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
 from minibert.compare import (Run, compare, plan, read_flags, run_all, shape_flags,
                               tokens_in_a_sequence)
-from minibert.config import DistillConfig, ModelConfig, parse_flags
+from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
 from minibert.corpus import prepare
+from minibert.data import Text
 from minibert.errors import UserError
 from minibert.judge import arms_of
-from minibert.verdicts import (family_table, report, task_scores, verdict_lines, verdict_table,
-                               write_report)
+from minibert.verdicts import (_claim, family_table, report, task_scores, verdict_lines,
+                               verdict_table, write_report)
 
 # ---- the table of claims
 
@@ -83,6 +84,7 @@ def test_plan_shares_runs_and_orders_teachers(text, tmp_path):
     for (arm, seed), run in runs.items():
         assert run.teacher is None or run.teacher in seen and run.teacher.seed == seed
         seen.append(run)
+        assert ("--tasks" in run.command) == (not arm.tasks)  # the preset's, or none
     other = plan(CLAIMS, GRIDS["tiny"], range(2), flags, tmp_path, text, "abd")
     changed = plan(CLAIMS, dataclasses.replace(GRIDS["tiny"], flags="--batch-size 16"), range(2),
                    flags, tmp_path, text, "abc")
@@ -112,6 +114,17 @@ def test_formats_get_equal_tokens(text, tmp_path):
     assert found["twice"][1] == pytest.approx(2 * base[1], abs=1)
 
 
+def test_tokens_are_counted_in_the_share_that_is_used():
+    """Catches a budget reckoned from all of the text for an arm that sees a part of it: here the
+    first document has sentences of 14 tokens, which fill a block, the second of 8."""
+    bounds = np.array([[14 * i, 14 * (i + 1)] for i in range(20)]
+                      + [[281 + 8 * i, 281 + 8 * (i + 1)] for i in range(35)])
+    text = Text(np.zeros(562), bounds, np.array([0, 20, 55]))
+    run = RunConfig(out="x", seq_length=16, data_fraction=0.4)
+    assert tokens_in_a_sequence(run, text) == 16
+    assert tokens_in_a_sequence(dataclasses.replace(run, data_fraction=1.0), text) < 14
+
+
 @pytest.fixture
 def scripts(tmp_path, monkeypatch):
     """Scripts that note when they ran, and fail or wait when told to."""
@@ -130,9 +143,9 @@ out.mkdir()
 """)
     monkeypatch.setattr(compare_module, "ROOT", tmp_path)
 
-    def make(name, *flags, teacher=None):
+    def make(name, *flags, teacher=None, cost=1.0):
         out = tmp_path / "runs" / name
-        return Run(Arm(name), 0, out, ["fake.py", *flags, "--out", str(out)], teacher, 1.0)
+        return Run(Arm(name), 0, out, ["fake.py", *flags, "--out", str(out)], teacher, cost)
     return make
 
 
@@ -150,6 +163,14 @@ def test_runner_order_and_side_by_side(scripts, capsys):
     before = {run.out: (run.out / "metrics.json").read_text() for run in (student, teacher)}
     run_all([student, teacher, other], jobs=2)  # nothing is done twice
     assert before == {out: (out / "metrics.json").read_text() for out in before}
+
+
+def test_runner_takes_the_longest_first_and_no_more_than_jobs(scripts):
+    """Catches a core that is idle at the end, and more runs at once than there are cores."""
+    runs = [scripts("short", cost=1.0), scripts("long", cost=3.0), scripts("middle", cost=2.0)]
+    run_all(runs, jobs=1)
+    short, long, middle = (json.loads((run.out / "metrics.json").read_text()) for run in runs)
+    assert long[1] <= middle[0] and middle[1] <= short[0]
 
 
 def test_runner_stops_at_a_failure(scripts):
@@ -196,7 +217,7 @@ def toy_grid(monkeypatch, toy_text, tmp_path, run_script):
             run_script(run.command[0].removesuffix(".py"), *run.command[1:])
     monkeypatch.setattr(compare_module, "run_all", run_here)
     monkeypatch.setattr(compare_module, "EXACT", compare_module.EXACT[:1])
-    return lambda **other: compare("tiny", str(toy_text), "toy", seeds=2, **other)
+    return lambda seeds=2, **other: compare("tiny", str(toy_text), "toy", seeds=seeds, **other)
 
 
 def without_seconds(results):
@@ -225,7 +246,11 @@ def test_twice_the_same(toy_grid, tmp_path):
 
 
 def test_some_claims_only(toy_grid, tmp_path):
-    """Catches runs that nobody asked for, and names that are not there."""
+    """Catches runs that nobody asked for, names that are not there, and an hour of runs before it
+    is said that one seed gives no interval."""
+    with pytest.raises(UserError, match="1 seeds give no interval"):
+        toy_grid(seeds=1)
+    assert not (tmp_path / "runs").exists()
     found = toy_grid(only="data")
     assert [claim["id"] for claim in found["claims"]] == ["data"]
     assert found["left_out"] == ["kl", "steps", "stack"]
@@ -294,6 +319,8 @@ def test_students_scores_are_counted_from_the_floor():
     lines = family_table(claim, {"big": 2.0, "small": 1.0}).splitlines()
     assert lines[2] == "| big | 2 | 1,000 | 4.0 | 2.00 | 4.500 | 0.800 |"
     assert lines[3] == "| small | 2 | 1,000 | 4.0 | 1.00 | 4.500 | 0.700 (67%) |"
+    claim["arms"]["big"] = arm(None, [0.52, 0.51])  # no better than guessing: a share of nothing
+    assert "0.700 |" in family_table(claim, {"big": 2.0, "small": 1.0}).splitlines()[3]
     assert lines[4:6] == ["| (majority) |  |  |  |  |  | 0.500 |",
                           "| (bag of words) |  |  |  |  |  | 0.700 |"]
 
@@ -304,5 +331,10 @@ def test_tasks_that_were_not_done_have_no_columns():
     assert task_scores(claim["arms"]) == {}
     assert family_table(claim, {"big": 2.0, "small": 1.0}).splitlines()[-1].endswith("| 4.500 |")
     some = {"big": arm(None, [0.9, 0.7]), "other": arm(None, [])}
+    parts = dict(curve=[], steps=1, epochs=1, tokens=[1], seconds=[1], command="", train_loss=[1.0])
+    parts["segment-pair"] = parts["full-sentences"] = [{"mlm_loss": 4.0}]
+    shown = "".join(_claim({"differs": "", "contrasts": [], "arms": {
+        name: {**one, **parts} for name, one in some.items()}}, drawn=False))
+    assert "Fine-tuned" not in shown  # one arm's scores compare with nothing
     assert task_scores(some)["big"] == {"sst2, accuracy": [0.9, 0.7]}
     assert task_scores(some)["(word overlap)"] == {"sst2, accuracy": []}
