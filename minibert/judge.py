@@ -140,7 +140,7 @@ def gap_closed(gap: tuple[Arm, Arm, Arm], results: Results, seeds: range) -> dic
 def arms_of(claim: Claim) -> list[Arm]:
     """The arms of a claim, each once, in the order in which it names them."""
     contrasts = [arm for contrast in claim.contrasts for arm in (contrast.first, contrast.second)]
-    return list(dict.fromkeys([*contrasts, *claim.besides]))
+    return list(dict.fromkeys([*contrasts, *claim.besides, *(claim.gap or ())]))
 
 
 def figures(arm: Arm, results: Results, seeds: range) -> dict[str, Any]:

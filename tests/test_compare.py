@@ -231,7 +231,8 @@ def test_twice_the_same(toy_grid, tmp_path):
     """Catches results that depend on anything but the settings, and arms outside the report."""
     first = toy_grid()
     assert [claim["id"] for claim in first["claims"]] == ["kl", "data", "steps", "stack"]
-    assert first["left_out"] == [] and first["family"]["latency_ms"].keys() == {"student", "whole"}
+    assert first["left_out"] == [] and first["family"]["latency_ms"].keys() == {
+        "student", "whole", "half"}
     write_report(first, tmp_path / "report")
     assert json.loads((tmp_path / "report" / "results.json").read_text()) == json.loads(
         json.dumps(first))
@@ -256,6 +257,9 @@ def test_some_claims_only(toy_grid, tmp_path):
     assert found["left_out"] == ["kl", "steps", "stack"]
     assert "Not run: kl, steps, stack." in report(found, [])
     assert len(list((tmp_path / "runs" / "toy").iterdir())) == 4
+    assert "--seed 0" in found["claims"][0]["arms"]["whole"]["command"]
+    shorter = toy_grid(only="data", tokens=300)["claims"][0]["arms"]["whole"]
+    assert shorter["steps"] < found["claims"][0]["arms"]["whole"]["steps"]
     again = toy_grid(only="data", vocab_size=65)
     assert (again["claims"][0]["arms"]["whole"]["parameters"]
             < found["claims"][0]["arms"]["whole"]["parameters"])
@@ -293,6 +297,18 @@ def test_terminal_and_report_again(toy_grid, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["minibert", "report", "toyy"])
     with pytest.raises(UserError, match="results.json is missing; make it with compare"):
         main()
+
+
+def test_the_family_is_shown_side_by_side(toy_grid, monkeypatch):
+    """Catches a student shown before its teacher, or the time of one model given to another."""
+    monkeypatch.setattr(compare_module, "blanks", lambda *_: [("ba [MASK] be", "bi")])
+    monkeypatch.setattr(compare_module, "forward_seconds", lambda encoders: [
+        [0.001 * len(encoder.layers)] * 3 for encoder in encoders])
+    family = toy_grid(only="stack")["family"]
+    assert family["latency_ms"] == pytest.approx({"student": 1, "whole": 2, "half": 2})
+    (blank,) = family["blanks"]
+    assert blank["word"] == "bi" and blank["guesses"].startswith("ba [MASK] be\n")
+    assert blank["guesses"].splitlines()[2].split() == ["whole", "student"]
 
 
 def test_a_grid_may_leave_claims_out(toy_grid, monkeypatch):
