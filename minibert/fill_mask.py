@@ -77,7 +77,7 @@ def blanks(held_out: Text, tokenizer: tokenizers.Tokenizer, count: int = 4
         ids = held_out.tokens[start:end].tolist()
         middle = len(ids) // 2
         word = tokenizer.decode(ids[middle:middle + 1])
-        whole = not continues[ids[middle]] and not continues[ids[(middle + 1) % len(ids)]]
+        whole = not continues[ids[(middle + 1) % len(ids)]]  # "##s" itself is not alphabetic
         if 12 <= len(ids) <= 24 and whole and len(word) >= 4 and word.isalpha():
             left, right = tokenizer.decode(ids[:middle]), tokenizer.decode(ids[middle + 1:])
             found.append((f"{left} [MASK] {right}", word))
