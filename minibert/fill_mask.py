@@ -76,11 +76,11 @@ def blanks(held_out: Text, tokenizer: tokenizers.Tokenizer, count: int = 4
         start, end = held_out.bounds[number]
         ids = held_out.tokens[start:end].tolist()
         middle = len(ids) // 2
-        word = tokenizer.decode(ids[middle:middle + 1])
-        whole = not continues[ids[(middle + 1) % len(ids)]]  # "##s" itself is not alphabetic
+        word = tokenizer.decode(ids[middle:middle + 1]).strip()
+        whole = not continues[ids[middle]] and not continues[ids[(middle + 1) % len(ids)]]
         if 12 <= len(ids) <= 24 and whole and len(word) >= 4 and word.isalpha():
             left, right = tokenizer.decode(ids[:middle]), tokenizer.decode(ids[middle + 1:])
-            found.append((f"{left} [MASK] {right}", word))
+            found.append((f"{left.strip()} [MASK] {right.strip()}", word))
             if len(found) == count:
                 break
     return found

@@ -92,10 +92,11 @@ def test_lines_from_stdin(runs, monkeypatch, capsys):
     assert capsys.readouterr().out.count("knows") == 2
 
 
-def test_blanks_are_whole_words_of_held_out_sentences():
+@pytest.mark.parametrize("kind, size", [("wordpiece", 73), ("bpe", 312)])
+def test_blanks_are_whole_words_of_held_out_sentences(kind, size):
     """Catches a blank for a piece of a word, a sentence cut short, or other ones each time."""
     words = "alpha beta gamma delta sigma omega kappa theta rho lambda zeta eta iota mu".split()
-    tokenizer = train_tokenizer(lambda: [" ".join(words)] * 9, "wordpiece", 73)
+    tokenizer = train_tokenizer(lambda: [" ".join(words)] * 9, kind, size)
     # In the middle of the last two are ##t and alpha, of alpha ##t ##h.
     sentences = [" ".join(words), " ".join(words[:5]), " ".join(words[::-1]),
                  " ".join([*words[:5], "alphath", *words[3:7]]),
