@@ -64,6 +64,11 @@ def test_latency_by_a_made_up_clock(fast, expected, monkeypatch):
         return now
 
     monkeypatch.setattr(exact.time, "perf_counter", clock)
+    encoders = [exact.Encoder(ModelConfig.preset(name))
+                for name in ("bert-base", "distilbert-base")]
+    for times, expected_time in zip(exact.forward_seconds(encoders, rounds=5), (1.0, fast)):
+        assert times == pytest.approx([expected_time] * 5)
+    calls = 0
     found = exact.latency()
     assert found["verdict"] == expected
     ratio = float(re.match(r"([\d.]+) times", found["found"])[1])
