@@ -100,7 +100,7 @@ def refusal(contrast: Contrast, results: Results, seeds: range) -> str:
                 f"({', '.join(sorted(hashes))})")
     tokens = [float(np.mean([metrics["tokens"] for metrics in found[arm]])) for arm in found]
     if contrast.apart != "tokens" and abs(tokens[0] / tokens[1] - 1) > UNEQUAL:
-        return (f"{first.name} saw {tokens[0]:,.0f} tokens, {second.name} {tokens[1]:,.0f}")
+        return f"{first.name} saw {tokens[0]:,.0f} tokens, {second.name} {tokens[1]:,.0f}"
     return ""
 
 
