@@ -110,3 +110,16 @@ def test_blanks_are_whole_words_of_held_out_sentences(kind, size):
         [sentences[0], sentences[2]])
     assert found == blanks(text, tokenizer) and len(blanks(text, tokenizer, count=1)) == 1
     assert {word for _, word in found} <= set(words)
+
+
+def test_blanks_are_no_pieces_of_byte_level_words():
+    """Catches a piece without its ## taken for a word: "kappa" of "qqkappa" in byte-level BPE."""
+    words = [f"{letter}{letter}kappa" for letter in "bcdfgh"] + ["iota", "zeta", "rho"] * 3
+    tokenizer = train_tokenizer(lambda: [" ".join(words)] * 9, "bpe", 270)
+    sentence = " ".join(["rho iota zeta rho iota zeta", "qqkappa", "rho iota zeta rho"])
+    encoded = tokenizer.encode(sentence, add_special_tokens=False)
+    middle = encoded.tokens.index("kappa")
+    text = lambda ids: Text(np.array(ids), np.array([[0, len(ids)]]), np.array([0, 1]))
+    inside = encoded.ids[middle - 7:middle + 7]
+    assert inside[len(inside) // 2] == encoded.ids[middle]
+    assert blanks(text(inside), tokenizer) == []
