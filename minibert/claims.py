@@ -49,7 +49,6 @@ class Grid:
     tokens: int
     shape: str = ""  # flags of every run but students, which take their teacher's
     flags: str = ""
-    without: tuple[str, ...] = ()  # claims that this grid leaves out
 
 
 GRIDS = {

@@ -30,7 +30,7 @@ from minibert.exact import EXACT, forward_seconds
 from minibert.fill_mask import blanks, fill_mask
 from minibert.hub import load_pretrained
 from minibert.judge import arms_of, interval, judge_claim, metrics_of
-from minibert.run_folder import machine
+from minibert.run_folder import machine, written_aside
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -192,7 +192,7 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
             tokens: int = 0, vocab_size: int = 0) -> dict[str, Any]:
     """Run what is missing and judge every claim; the content of results.json.
 
-    only: ids of claims with commas between, by default all of the grid's. jobs: runs side by side,
+    only: ids of claims with commas between, by default all. jobs: runs side by side,
     by default one for each core, on a GPU one. tokens, vocab_size: others than the grid's, to try
     things out or for a small text. Raises UserError when a setting, the corpus or a run cannot be
     used.
@@ -205,7 +205,7 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     size = f" --vocab-size {vocab_size}" if vocab_size else ""
     grid = dataclasses.replace(grid, tokens=tokens or grid.tokens, shape=grid.shape + size)
     ids = [exact.__name__ for exact in EXACT] + [claim.id for claim in CLAIMS]
-    chosen = only.split(",") if only else [id for id in ids if id not in grid.without]
+    chosen = only.split(",") if only else ids
     if unknown := sorted(set(chosen) - set(ids)):
         raise UserError(f"there is no claim {unknown[0]!r}; the claims are {', '.join(ids)}")
     interval([0.0] * seeds)  # too few seeds are said before the first run, not after the last
@@ -216,6 +216,9 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     runs = plan(claims, grid, range(seeds), flags, ROOT / "runs" / name, text, fingerprint)
     run_all(list(runs.values()), jobs or (1 if device == "cuda" else os.cpu_count() or 1))
 
+    folder = ROOT / "results" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_logs(list(runs.values()), folder / "logs.jsonl")
     results = {key: metrics_of(run.out) for key, run in runs.items()}
     found = [exact() for exact in EXACT if exact.__name__ in chosen]
     for claim in claims:
@@ -228,6 +231,15 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
             "left_out": [id for id in ids if id not in chosen], "claims": found,
             "family": show_family({arm: runs[arm, 0] for claim in claims if claim.id == "stack"
                                    for arm in arms_of(claim)}, blanks(held_out, tokenizer))}
+
+
+def write_logs(runs: list[Run], path: Path) -> None:
+    """Every line of every run's log in one file, each with its arm and seed before it."""
+    with written_aside(path) as aside, open(aside, "w", encoding="utf-8") as out:
+        for run in runs:
+            for line in (run.out / "log.jsonl").open(encoding="utf-8"):
+                out.write(json.dumps({"arm": run.arm.name, "seed": run.seed, **json.loads(line)})
+                          + "\n")
 
 
 def show_family(runs: dict[Arm, Run], texts: list[tuple[str, str]]) -> dict[str, Any]:

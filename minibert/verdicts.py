@@ -60,7 +60,8 @@ def report(results: dict[str, Any], drawn: list[str]) -> str:
              *(["![the verdicts](verdicts.png)"] if drawn else []),
              "Gains are in nats per hidden token on held-out text, paired by seed, with 95 % "
              "intervals by Student's t; a positive gain is in favour of the first arm. The first "
-             "contrast of a claim gives its verdict; the margins were set before the runs."]
+             "contrast of a claim gives its verdict; the margins were set before the runs. Every "
+             "line that a run logged is in logs.jsonl."]
     if results["left_out"]:
         parts.append(f"Not run: {', '.join(results['left_out'])}.")
     for claim in results["claims"]:

@@ -258,6 +258,13 @@ def test_some_claims_only(toy_grid, tmp_path):
     assert "Not run: kl, steps, stack." in report(found, [])
     assert len(list((tmp_path / "runs" / "toy").iterdir())) == 4
     assert "--seed 0" in found["claims"][0]["arms"]["whole"]["command"]
+    logs = [json.loads(line) for line in (tmp_path / "results/toy/logs.jsonl").open()]
+    assert {(line["arm"], line["seed"]) for line in logs} == {
+        (name, seed) for name in ("whole", "half") for seed in (0, 1)}
+    own = next((tmp_path / "runs" / "toy").glob("half-1-*")) / "log.jsonl"
+    assert [json.loads(line) for line in own.open()] == [
+        {key: value for key, value in line.items() if key not in ("arm", "seed")}
+        for line in logs if (line["arm"], line["seed"]) == ("half", 1)]
     shorter = toy_grid(only="data", tokens=300)["claims"][0]["arms"]["whole"]
     assert shorter["steps"] < found["claims"][0]["arms"]["whole"]["steps"]
     again = toy_grid(only="data", vocab_size=65)
@@ -311,15 +318,6 @@ def test_the_family_is_shown_side_by_side(toy_grid, monkeypatch):
     (blank,) = family["blanks"]
     assert blank["word"] == "bi" and blank["guesses"].startswith("ba [MASK] be\n")
     assert blank["guesses"].splitlines()[2].split() == ["whole", "student"]
-
-
-def test_a_grid_may_leave_claims_out(toy_grid, monkeypatch):
-    """Catches a claim that is silently not there."""
-    monkeypatch.setitem(GRIDS, "tiny", dataclasses.replace(GRIDS["tiny"],
-                                                           without=("steps", "stack")))
-    found = toy_grid()
-    assert [claim["id"] for claim in found["claims"]] == ["kl", "data"]
-    assert "Not run: steps, stack." in report(found, [])
 
 
 # ---- the report's tables
