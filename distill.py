@@ -15,7 +15,7 @@ from minibert.model import MaskedLM, gather
 from minibert.run_folder import finished
 from minibert.tasks import load_tasks
 from minibert.tokenizer import load_tokenizer
-from minibert.training import Training, mask_settings, parts
+from minibert.training import Training, mask_settings
 
 # Paper: section 3, "best practices for training BERT model recently proposed in Liu et al.", and
 # the released training command: no weight decay, gradients clipped to 5.
@@ -53,11 +53,11 @@ def main():
         training.show_examples(inputs, positions, labels)
         predictions = (labels != IGNORE).sum()
         compared = batch.attention_mask.sum() if everywhere else predictions
-        for ids, mask, where, words in parts(
-                run.accumulation, inputs, batch.attention_mask, positions, labels):
+        for ids, mask, where, words in training.parts(
+                inputs, batch.attention_mask, positions, labels):
             read, real = (None, mask.bool()) if everywhere else (where, words != IGNORE)
             with training.autocast():
-                output = student(ids, attention_mask=mask, positions=read)
+                output = training.model(ids, attention_mask=mask, positions=read)
                 logits = gather(output.mlm_logits, where) if everywhere else output.mlm_logits
                 losses = {"mlm": mlm_loss(logits, words, predictions)}
                 loss = distill.alpha_mlm * losses["mlm"]

@@ -11,7 +11,7 @@ from minibert.model import MaskedLM
 from minibert.run_folder import finished
 from minibert.tasks import load_tasks
 from minibert.tokenizer import specials
-from minibert.training import Training, mask_settings, parts
+from minibert.training import Training, mask_settings
 
 # Paper: section 3.1 and appendix A.2.
 RECIPE = dict(input_format="segment-pair", nsp=True, masking="static", static_masks=10,
@@ -39,11 +39,12 @@ def main():
                                            **settings)
         training.show_examples(inputs, positions, labels)
         predictions = (labels != IGNORE).sum()
-        for ids, mask, types, where, words, is_random in parts(
-                run.accumulation, inputs, batch.attention_mask, batch.token_type_ids, positions,
-                labels, batch.is_random_next):
+        for ids, mask, types, where, words, is_random in training.parts(
+                inputs, batch.attention_mask, batch.token_type_ids, positions, labels,
+                batch.is_random_next):
             with training.autocast():
-                output = model(ids, attention_mask=mask, token_type_ids=types, positions=where)
+                output = training.model(ids, attention_mask=mask, token_type_ids=types,
+                                        positions=where)
                 losses = {"mlm": mlm_loss(output.mlm_logits, words, predictions)}
                 if run.nsp:
                     losses["nsp"] = nsp_loss(output.nsp_logits, is_random, run.batch_size)

@@ -1,7 +1,9 @@
 """python -m minibert COMMAND: what is not a recipe; --help names the commands."""
+import json
 import sys
 
-from minibert.config import BUDGETS, FinetuneConfig, ModelConfig, Parser, add_flags, pick_preset
+from minibert.config import (BUDGETS, BenchConfig, FinetuneConfig, ModelConfig, Parser, add_flags,
+                             pick_preset)
 from minibert.errors import run_cli
 
 
@@ -38,6 +40,10 @@ def main():
     claims.add_argument("--vocab-size", type=int, default=0, help="another one than the grid's")
     again = commands.add_parser("report", help="write a comparison's report and figures again")
     again.add_argument("name", help="of results/NAME")
+    speed = commands.add_parser("bench", help="how fast the steps are, beside other code's")
+    add_flags(speed, BenchConfig)
+    speed.add_argument("--name", default="", help="write results/NAME/bench.json, too")
+    speed.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args()
 
     if args.command == "prepare":
@@ -65,6 +71,18 @@ def main():
         results = compare(**given)
         write_report(results, ROOT / "results" / args.name)
         print(f"{verdict_lines(results)}\n\nresults/{args.name}/report.md has more")
+    elif args.command == "bench":
+        from minibert.bench import bench
+        from minibert.compare import ROOT
+        from minibert.run_folder import write_json
+        from minibert.verdicts import speed_table
+        given = {name: value for name, value in vars(args).items()
+                 if name not in ("command", "name", "json")}
+        found = bench(BenchConfig(**given))
+        if args.name:
+            (ROOT / "results" / args.name).mkdir(parents=True, exist_ok=True)
+            write_json(ROOT / "results" / args.name / "bench.json", found)
+        print(json.dumps(found, indent=2) if args.json else speed_table(found))
     elif args.command == "report":
         from minibert.compare import ROOT
         from minibert.report import read_json

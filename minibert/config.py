@@ -111,6 +111,7 @@ class RunConfig:
     steps: int = setting(1, "updates of the weights", "[1, inf)")
     seed: int = setting(0, "of initial weights, order, pairs, masks and dropout", "[0, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
+    compile: bool = setting(False, "compile the blocks: faster on a GPU after a minute or so")
     data_fraction: float = setting(1.0, "share of the training text that is used", "(0, 1]")
     tokenizer: str = setting("wordpiece", "BERT's WordPiece, uncased, or RoBERTa's byte-level BPE",
                              ("wordpiece", "bpe"))
@@ -207,6 +208,25 @@ class FinetuneConfig:
         _check(type(self), vars(self))
         if not self.out:
             raise UserError("--out is missing; name a folder for the classifier")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is timed, and how often."""
+    num_hidden_layers: int = setting(4, "layers of the encoder; a student has half", "[1, inf)")
+    hidden_size: int = setting(256, "width; heads of 64, a feed-forward of 4 times that",
+                               "[64, inf)")
+    vocab_size: int = setting(8192, "entries of the vocabulary", "[100, inf)")
+    seq_length: int = setting(128, "tokens in a sequence", "[8, inf)")
+    batch_size: int = setting(32, "sequences in an update", "[1, inf)")
+    rounds: int = setting(6, "how often each case is timed", "[1, inf)")
+    threads: int = setting(0, "threads on a CPU; 0: one a core", "[0, inf)")
+    compile: bool = setting(False, "compile our blocks")
+    only: str = setting("steps,masking,latency,growth,corpus", "parts, with commas between")
+    device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
+
+    def __post_init__(self):
+        _check(type(self), vars(self))
 
 
 def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: type,

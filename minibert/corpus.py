@@ -4,12 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+from array import array
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from minibert.data import (SENTENCE_END, Text, load_text, read_documents, text_files,
+from minibert.data import (SENTENCE_END, Text, load_text, read_documents, sentences_of, text_files,
                            tokenize)
 from minibert.errors import UserError
 from minibert.masking import hash_bits
@@ -17,6 +19,7 @@ from minibert.tokenizer import load_tokenizer, train_tokenizer
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 HELD_OUT = 0.08  # share of the documents that no run trains on
+VOCABULARY_TEXT = 20_000_000  # characters that a vocabulary is learned from: a sample, if need be
 
 
 def prepare(corpus: str, kind: str, vocab_size: int, tokenizer: Tokenizer | None = None
@@ -48,15 +51,18 @@ def prepare(corpus: str, kind: str, vocab_size: int, tokenizer: Tokenizer | None
 
 def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
              tokenizer: Tokenizer | None) -> None:
-    count = sum(1 for _ in read_documents(path))
+    sizes = array("Q", (sum(map(len, document)) for document in read_documents(path)))
+    count = len(sizes)
     if count < 4:
         raise UserError(f"{path} holds {count} documents; at least 4 are needed, some of them to "
                         "evaluate on: put a blank line between documents")
-    order = document_order(count)
-    held_out = held_out_documents(count)
+    order, held_out = document_order(count), held_out_documents(count)
     if tokenizer is None:
+        in_order = [number for number in order.tolist() if number not in held_out]
+        before = accumulate((sizes[number] for number in in_order), initial=0)
+        sample = {number for number, read in zip(in_order, before) if read < VOCABULARY_TEXT}
         sentences = lambda: (sentence for number, document in enumerate(read_documents(path))
-                             if number not in held_out for sentence in document)
+                             if number in sample for sentence in sentences_of(document))
         tokenizer = train_tokenizer(sentences, kind, vocab_size)
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenize(read_documents(path), tokenizer, folder, order, len(held_out))

@@ -53,27 +53,35 @@ class Batch(NamedTuple):
 
 
 def read_documents(path: Path) -> Iterator[list[str]]:
-    """The documents of a text file or a folder of them, each as its sentences.
+    """The documents of a text file or a folder of them, each as its lines; a blank line ends one.
 
-    A blank line ends a document; within one, a line or what looks like the end of a sentence
-    ends a sentence. Raises UserError when a file is not UTF-8 or cut short.
+    Raises UserError when a file is not UTF-8 or cut short.
     """
     for file in text_files(path):
-        sentences: list[str] = []
+        document: list[str] = []
         try:
             with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8-sig") as lines:
                 for line in lines:
-                    if line.strip():
-                        sentences += SENTENCE_END.split(line.strip())
-                    elif sentences:
-                        yield sentences
-                        sentences = []
+                    if line := line.strip():
+                        document.append(line)
+                    elif document:
+                        yield document
+                        document = []
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is not UTF-8 ({error.reason}); convert it first") from None
         except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise UserError(f"{file} cannot be unpacked ({error}); copy it again") from None
-        if sentences:
-            yield sentences
+        if document:
+            yield document
+
+
+def sentences_of(document: list[str]) -> list[str]:
+    """Its lines, cut where a sentence seems to end.
+
+    >>> sentences_of(["It is. Is it? e.g. so", "and on"])
+    ['It is.', 'Is it? e.g. so', 'and on']
+    """
+    return [sentence for line in document for sentence in SENTENCE_END.split(line)]
 
 
 def text_files(path: Path) -> list[Path]:
@@ -87,7 +95,8 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer, folder: Path,
              order: np.ndarray, held_out: int) -> None:
     """Write documents to `folder` as two Texts: "held-out", the first of `order`, and "train".
 
-    order: (documents,) int64, a permutation. The tokens pass through a file, not the memory.
+    documents: their lines. order: (documents,) int64, a permutation. The tokens pass through a
+    file, not the memory.
     """
     special = specials(tokenizer)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy, to change how it reads
@@ -97,7 +106,7 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer, folder: Path,
     dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32)
     lengths, counts = array("I"), array("I")  # tokens of each sentence, sentences of each document
     with open(folder / "staged", "wb") as staged:
-        while chunk := list(islice(documents, 500)):
+        while chunk := [sentences_of(document) for document in islice(documents, 500)]:
             flat = [sentence for document in chunk for sentence in document]
             encoded = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
             for document in chunk:
@@ -106,7 +115,6 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer, folder: Path,
                 lengths.extend(map(len, sentences))
                 ids = [id for sentence in sentences for id in sentence] + [special.sep]
                 staged.write(np.array(ids, dtype).tobytes())
-    staged = np.memmap(folder / "staged", dtype, mode="r")
     lengths, counts = np.array(lengths, np.int64), np.array(counts, np.int64)
     of_document = np.split(lengths, counts.cumsum()[:-1])
     sizes = np.array([sentences.sum() + 1 for sentences in of_document])
@@ -115,12 +123,13 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer, folder: Path,
         chosen = chosen[counts[chosen] > 0]
         if not len(chosen):
             raise UserError("too few documents hold any text; add some, with a blank line between")
-        tokens = np.lib.format.open_memmap(folder / f"{part}.tokens.npy", "w+", dtype,
-                                           (int(sizes[chosen].sum()),))
-        end = 0
-        for document in chosen:
-            start, end = end, end + sizes[document]
-            tokens[start:end] = staged[starts[document]:starts[document] + sizes[document]]
+        with open(folder / "staged", "rb") as staged, \
+                open(folder / f"{part}.tokens.npy", "wb") as tokens:
+            np.lib.format.write_array_header_1_0(tokens, {
+                "descr": dtype.str, "fortran_order": False, "shape": (int(sizes[chosen].sum()),)})
+            for document in chosen:
+                staged.seek(starts[document] * dtype.itemsize)
+                tokens.write(staged.read(sizes[document] * dtype.itemsize))
         chosen_lengths = np.concatenate([lengths[:0], *(of_document[d] for d in chosen)])
         separators = np.repeat(np.arange(len(chosen)), counts[chosen])
         ends = chosen_lengths.cumsum() + separators

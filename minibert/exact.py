@@ -3,11 +3,11 @@
 Each returns an id, what is claimed, what was found in a sentence, a verdict and what was published.
 """
 import statistics
-import time
 from typing import Any
 
 import torch
 
+from minibert.bench import Case, forward, take_turns
 from minibert.config import ModelConfig, pick_device
 from minibert.losses import mlm_loss, soft_target_loss
 from minibert.model import Encoder, MaskedLM
@@ -96,20 +96,13 @@ def size() -> dict[str, Any]:
                 published="DistilBERT: 110 M to 66 M, 40 % smaller")
 
 
-@torch.no_grad()
 def forward_seconds(encoders: list[Encoder], rounds: int = 9, length: int = 32
                     ) -> list[list[float]]:
     """The time of one forward pass, batch 1, of each encoder in turns: `rounds` figures of each."""
     device = pick_device("auto")
-    ids = torch.randint(5, 30, (1, length), generator=torch.Generator().manual_seed(0)).to(device)
-    encoders = [encoder.to(device).eval() for encoder in encoders]
-    mask, times = torch.ones_like(ids), [[] for _ in encoders]
-    for _ in range(rounds + 2):  # two rounds to warm up
-        for encoder, found in zip(encoders, times):
-            start = time.perf_counter()
-            encoder(ids, attention_mask=mask).sum().item()  # waits for the device
-            found.append(time.perf_counter() - start)
-    return [found[2:] for found in times]
+    cases = [Case("", forward(encoder, 1, length, device)) for encoder in encoders]
+    take_turns(cases, rounds, device)
+    return [case.seconds for case in cases]
 
 
 def latency(rounds: int = 9, length: int = 32, margin: float = 1.3) -> dict[str, Any]:

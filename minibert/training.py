@@ -4,6 +4,7 @@ A script builds a `Training` and iterates over it: one Batch for each update of 
 calls `backward` for each part of the update and `update` at its end; the rest happens in here.
 """
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,9 @@ from typing import Any
 
 import tokenizers
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from minibert.config import RunConfig, pick_device
@@ -64,9 +67,22 @@ def learning_rate(step: int, run: RunConfig) -> float:
     return run.learning_rate * (run.steps - step) / (run.steps - warmup)
 
 
-def parts(count: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The rows of an update cut into `count` parts, for gradient accumulation."""
-    return zip(*(tensor.chunk(count) for tensor in tensors))
+def autocast(device: str) -> contextlib.AbstractContextManager:
+    """bf16 for a forward pass on CUDA, where it is fast; elsewhere it can be far slower."""
+    if device == "cuda":
+        return torch.autocast("cuda", torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def join_processes(device: str) -> tuple[int, int]:
+    """The number of this process and how many there are: torchrun's, or 0 and 1 without it."""
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    return dist.get_rank(), dist.get_world_size()
 
 
 class Training:
@@ -81,7 +97,16 @@ class Training:
             raise UserError(f"--seq-length {run.seq_length} is more than the model's "
                             f"{model.config.max_length} positions; use less, or "
                             f"--max-position-embeddings {run.seq_length}")
-        self.model = model.to(self.device).train()
+        self.rank, self.world = join_processes(self.device)
+        if run.batch_size % (run.accumulation * self.world):
+            raise UserError(f"--batch-size {run.batch_size} does not divide into --accumulation "
+                            f"{run.accumulation} equal parts for each of {self.world} processes")
+        self.module = model.to(self.device).train()
+        if run.compile:
+            for layer in model.encoder.layers:
+                layer.compile()
+        # What the scripts call. Its backward pass averages gradients over the processes.
+        self.model = DistributedDataParallel(model) if self.world > 1 else model
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
         self.window: list[dict[str, Tensor]] = []  # the steps since the last line of the log
         self.terms: dict[str, Tensor] = {}  # the losses of the update in hand
@@ -93,7 +118,9 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
             eps=1e-6, fused=True)
-        open_run(run, about)
+        if self.rank == 0:
+            open_run(run, about)
+        self._wait_for_all()
         self._resume()
         self.interrupted = 0
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -102,44 +129,55 @@ class Training:
     def __iter__(self) -> Iterator[Batch]:
         """One batch for each update that is left."""
         first, start = self.step, time.monotonic() - self.seconds
-        plain = not sys.stderr.isatty() or bool(os.environ.get("MINIBERT_PLAIN"))
+        plain = not sys.stderr.isatty() or bool(os.environ.get("MINIBERT_PLAIN")) or self.rank > 0
         with tqdm(total=self.run.steps, initial=first, desc=self.out.name, disable=plain,
                   unit="step") as self.bar:
             while self.step < self.run.steps:
                 # Dropout takes no generator, so torch's own starts anew from each step's key.
-                torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step))
+                torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step,
+                                            self.rank))
                 yield next(self.batches)
                 self.seconds = time.monotonic() - start
                 self._after_step()
 
     def show_examples(self, inputs: Tensor, positions: Tensor, labels: Tensor) -> None:
         """Print the first three sequences of a new run, with what the hidden tokens were."""
-        if self.step:
+        if self.step or self.rank:
             return
         for ids, where, words in zip(inputs[:3].tolist(), positions.tolist(), labels.tolist()):
             tokens = [self.tokenizer.id_to_token(id) for id in ids]
             for position, word in zip(where, words):
                 if word != IGNORE:
                     tokens[position] += f"<{self.tokenizer.id_to_token(word)}>"
-            pad = self.tokenizer.id_to_token(self.model.config.pad_token_id)
+            pad = self.tokenizer.id_to_token(self.module.config.pad_token_id)
             tqdm.write("example: " + " ".join(token for token in tokens if token != pad))
 
+    def parts(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """This process's rows of an update, in `accumulation` parts for its gradient.
+
+        Every process draws the masks of all rows, which costs next to nothing, so the number of
+        predictions is known to each without asking the others.
+        """
+        chunks = zip(*(tensor.chunk(self.run.accumulation * self.world) for tensor in tensors))
+        return itertools.islice(chunks, self.rank, None, self.world)
+
     def autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 for the forward pass on CUDA, where it is fast; elsewhere it can be far slower."""
-        if self.device == "cuda":
-            return torch.autocast("cuda", torch.bfloat16)
-        return contextlib.nullcontext()
+        """For the forward pass."""
+        return autocast(self.device)
 
     def backward(self, loss: Tensor, **terms: Tensor) -> None:
         """Add the gradient of one part of the update; the terms are logged by their names."""
-        loss.backward()
+        (self.world * loss).backward()  # the average over processes is then the sum
         for name, term in {"loss": loss, **terms}.items():
             self.terms[name] = self.terms.get(name, 0) + term.detach()
 
     def update(self, batch: Batch, predictions: Tensor) -> None:
         """Move the weights by the gradient in hand; predictions: how many targets it holds."""
+        if self.world > 1:  # each process has the terms of its own rows
+            for term in self.terms.values():
+                dist.all_reduce(term)
         limit = self.run.max_grad_norm or math.inf
-        self.terms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.terms["grad_norm"] = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
         self.terms |= {"tokens": batch.attention_mask.sum(), "targets": predictions}
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.run)
@@ -149,17 +187,25 @@ class Training:
         self.terms = {}
 
     def save(self) -> None:
-        """Write the Hugging Face folder; from here on Ctrl-C and SIGTERM stop at once again."""
-        save_pretrained(self.model, self.tokenizer, self.out)
+        """Write the Hugging Face folder; from here on Ctrl-C and SIGTERM stop at once again.
+
+        Of several processes only the first goes on from here.
+        """
+        if self.world > 1:
+            self._wait_for_all()
+            dist.destroy_process_group()
+        if self.rank:
+            sys.exit()
+        save_pretrained(self.module, self.tokenizer, self.out)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def finish(self, tasks: dict[str, dict], teacher: MaskedLM | None = None) -> None:
         """Evaluate on both fixed sets and write metrics.json; tasks: scores of the fine-tuning."""
-        metrics = {kind: evaluate(self.model, found, teacher=teacher)
+        metrics = {kind: evaluate(self.module, found, teacher=teacher)
                    for kind, found in self.eval_sets.items()}
-        metrics |= {"tasks": tasks, "parameters": sum(p.numel() for p in self.model.parameters()),
-                    "layers": len(self.model.encoder.layers), "steps": self.step,
+        metrics |= {"tasks": tasks, "parameters": sum(p.numel() for p in self.module.parameters()),
+                    "layers": len(self.module.encoder.layers), "steps": self.step,
                     "tokens": self.tokens, "targets": self.targets,
                     "seconds": round(self.seconds, 1)}
         write_json(self.out / "metrics.json", metrics)  # the last file: it marks a finished run
@@ -174,21 +220,36 @@ class Training:
         self.bar.update()
         if self.step % self.run.log_every == 0 or self.step == self.run.steps:
             self._log_window()
-        if self.step % self.run.eval_every == 0:
-            result = evaluate(self.model, self.eval_sets["full-sentences"])
+        if self.step % self.run.eval_every == 0 and self.rank == 0:
+            result = evaluate(self.module, self.eval_sets["full-sentences"])
             self._log({"step": self.step, "eval": result})
             if self.bar.disable:
                 left = self.seconds / self.step * (self.run.steps - self.step) / 60
                 print(f"{self.out}: step {self.step}/{self.run.steps}, held-out MLM loss "
                       f"{result['mlm_loss']:.3f}, {self.tokens / self.seconds:.0f} tokens/s, "
                       f"{left:.1f} min left", flush=True)
-        if self.step % self.run.checkpoint_every == 0 or self.interrupted:
+        stopping = self._agree_to_stop()
+        if self.step % self.run.checkpoint_every == 0 or stopping:
             self._save_checkpoint()
-        if self.interrupted:
+        if stopping:
             self.bar.close()
             print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
                   "the same command again to go on", file=sys.stderr)
             sys.exit(128 + self.interrupted)
+
+    def _agree_to_stop(self) -> bool:
+        """Whether a signal was received: by any process, which must all stop at one step."""
+        if self.world > 1:
+            if self.step % self.run.log_every:  # they agree where they wait for each other anyway
+                return False
+            received = torch.tensor(self.interrupted, device=self.device)
+            dist.all_reduce(received, dist.ReduceOp.MAX)
+            self.interrupted = int(received)
+        return bool(self.interrupted)
+
+    def _wait_for_all(self) -> None:
+        if self.world > 1:
+            dist.barrier()
 
     def _log_window(self) -> None:
         """Average the steps since the last line into one; here alone the device is waited for."""
@@ -214,12 +275,16 @@ class Training:
                                 "with a lower --learning-rate")
 
     def _log(self, line: dict[str, Any]) -> None:
+        if self.rank:
+            return
         with open(self.out / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 
     def _save_checkpoint(self) -> None:
         self._check_finite()
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+        if self.rank:
+            return
+        state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
                  "step": self.step, "position": self.batches.position, "tokens": self.tokens,
                  "targets": self.targets, "seconds": self.seconds, "window": self.window}
         with written_aside(self.out / "checkpoint.pt") as aside, open(aside, "wb") as file:
@@ -233,11 +298,13 @@ class Training:
             except Exception as error:  # torch names many kinds of broken files
                 raise UserError(f"{path} cannot be read ({error}); delete it to start anew") \
                     from None
-            self.model.load_state_dict(state["model"])
+            self.module.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.batches.position = tuple(state["position"])
             for name in ("step", "tokens", "targets", "seconds", "window"):
                 setattr(self, name, state[name])
+            if self.rank:
+                return
             print(f"{self.out}: goes on at step {self.step} of {self.run.steps}", flush=True)
             lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
         # What was logged after the checkpoint will be logged again.

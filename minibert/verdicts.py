@@ -1,10 +1,12 @@
 """The comparison as a reader sees it: results.json, a table of verdicts, report.md and figures."""
+import json
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minibert.figures import draw, draw_speed, draw_verdicts, losses
 from minibert.report import FLOORS
 from minibert.run_folder import write_json, written_aside
 
@@ -14,6 +16,8 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", results)
     trained = [claim for claim in results["claims"] if "arms" in claim]
+    speed = folder / "bench.json"
+    speed = json.loads(speed.read_text(encoding="utf-8")) if speed.exists() else {}
     try:
         import matplotlib
         matplotlib.use("agg")
@@ -27,8 +31,11 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
             draw(claim, folder / f"{claim['id']}.png")
         if trained:
             draw_verdicts(trained, folder / "verdicts.png")
+        if "steps" in speed:
+            draw_speed(speed, folder / "speed.png")
+            drawn.append("speed")
     with written_aside(folder / "report.md") as aside:
-        aside.write_text(report(results, drawn), encoding="utf-8")
+        aside.write_text(report(results, drawn, speed), encoding="utf-8")
 
 
 def verdict_table(results: dict[str, Any]) -> str:
@@ -48,8 +55,8 @@ def verdict_lines(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def report(results: dict[str, Any], drawn: list[str]) -> str:
-    """The whole report as Markdown: the verdicts, then each claim with its contrasts and arms."""
+def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any] | None = None) -> str:
+    """The whole report as Markdown: the verdicts, each claim with its contrasts and arms, speed."""
     machine = results["machine"]
     seconds = sum(sum(arm["seconds"]) for arm in _all_arms(results).values())
     parts = [f"# {results['name']}", f"Preset `{results['preset']}`, corpus `{results['corpus']}` "
@@ -73,6 +80,9 @@ def report(results: dict[str, Any], drawn: list[str]) -> str:
         if claim["id"] == "stack":
             parts += ["### The family", family_table(claim, results["family"]["latency_ms"]),
                       *_blanks(results["family"]["blanks"])]
+    if speed:
+        parts += ["## Speed", _speed_setting(speed),
+                  *(["![speed](speed.png)"] if "speed" in drawn else []), speed_table(speed)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -154,11 +164,6 @@ def _blanks(blanks: list[dict[str, str]]) -> list[str]:
               for blank in blanks)]
 
 
-def losses(arm: dict[str, Any], kind: str = "full-sentences") -> list[float]:
-    """An arm's held-out losses by seed."""
-    return [found["mlm_loss"] for found in arm[kind]]
-
-
 def _all_arms(results: dict[str, Any]) -> dict[str, dict]:
     return {name: arm for claim in results["claims"] for name, arm in claim.get("arms", {}).items()}
 
@@ -177,97 +182,51 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def draw(claim: dict[str, Any], path: Path) -> None:
-    """A claim's arms, its paired gains with their intervals and, where epochs count, its curves."""
-    from matplotlib import pyplot
-
-    curves = claim["id"] == "masking"
-    rows = max(len(claim["arms"]), len(claim["contrasts"]))
-    figure, axes = pyplot.subplots(1, 2 + curves, layout="constrained",
-                                   figsize=(6 * (2 + curves), max(3.5, 1.5 + 0.5 * rows)))
-    _draw_arms(axes[0], claim)
-    _draw_gains(axes[1], claim["contrasts"])
-    if curves:
-        _draw_curves(axes[2], claim["arms"])
-    for plot in axes:
-        plot.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{claim['says']}: {claim['verdict']}", fontsize=11)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
+def _speed_setting(speed: dict[str, Any]) -> str:
+    """What was timed, on what."""
+    settings, machine = speed["settings"], speed["machine"]
+    flags = " ".join(f"--{name.replace('_', '-')} {settings[name]}" for name in (
+        "num_hidden_layers", "hidden_size", "vocab_size", "seq_length", "batch_size", "rounds"))
+    flags += " --compile" * settings["compile"]
+    return (f"`python -m minibert bench {flags}` on {machine['gpu'] or machine['processor']}, "
+            f"{machine['cores']} cores, torch {speed['versions']['torch']}, commit "
+            f"{(speed['commit'] or 'none')[:12]}. Times are the fastest of all rounds, the middle "
+            "one in brackets; arithmetic is what the recipe needs, whoever computes more.")
 
 
-def draw_verdicts(claims: list[dict[str, Any]], path: Path) -> None:
-    """All claims on one page: the gain of each one's first contrast, which decides it."""
-    from matplotlib import pyplot
-
-    figure, plot = pyplot.subplots(layout="constrained", figsize=(9, 1 + 0.6 * len(claims)))
-    _draw_gains(plot, [claim["contrasts"][0] for claim in claims])
-    plot.set_yticks(range(len(claims)), [
-        f"{claim['id']}: " + one["name"].replace(" against", "\nagainst")
-        for claim in claims for one in claim["contrasts"][:1]], fontsize=8)
-    plot.set_xscale("symlog", linthresh=0.1)
-    plot.set_xticks([-1, -0.1, 0, 0.1, 1], ["-1", "-0.1", "0", "0.1", "1"])
-    plot.set_xlabel("gain of the first arm in nats per hidden token (logarithmic beyond 0.1)\n"
-                    "rings: seeds; line: 95 % interval; grey: too small to be worth a name")
-    plot.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
-
-
-def _draw_arms(plot: Any, claim: dict[str, Any]) -> None:
-    """Each seed a ring, a stroke for the mean; a square and grey for the loss in pairs."""
-    arms = claim["arms"]
-    kinds = dict.fromkeys(contrast["measure"].split(".")[0] for contrast in claim["contrasts"])
-    for kind, shade, sign, shift, above in zip(kinds, ("black", "grey"), "os", (0, 0.25), (9, -16)):
-        for row, (name, arm) in enumerate(arms.items()):
-            values = losses(arm, kind)
-            plot.plot(values, [row + shift] * len(values), sign, color=shade,
-                      markerfacecolor="none", label=kind if row == 0 else None)
-            plot.plot([np.mean(values)], [row + shift], "|", color=shade, markersize=16)
-            plot.annotate(f"{np.mean(values):.2f}", (np.mean(values), row + shift),
-                          xytext=(0, above), textcoords="offset points", ha="center", fontsize=8,
-                          color=shade)
-    unigram = next(iter(arms.values()))["full-sentences"][0]["unigram_entropy"]
-    plot.axvline(unigram, linestyle=":", color="grey")
-    plot.annotate(" unigram", (unigram, len(arms) - 0.5), fontsize=8, color="grey")
-    plot.set_yticks(range(len(arms)), list(arms))
-    plot.set_ylim(len(arms) - 0.4, -0.6)
-    plot.set_xlabel("held-out loss, nats per hidden token (less is better)")
-    if len(kinds) > 1:
-        plot.legend(fontsize=8)
+def speed_table(found: dict[str, Any]) -> str:
+    """What was timed, a table for each part: the fastest repetition, the middle one in brackets."""
+    columns = (
+        ("ms", "seconds", lambda value: f"{1e3 * min(value):,.2f} ({1e3 * np.median(value):,.2f})"),
+        ("first call, s", "first_call", lambda value: f"{value:.1f}"),
+        ("tokens/s", "tokens_per_second", lambda value: f"{value:,.0f}"),
+        ("GFLOP/s", "flops_per_second", lambda value: f"{value / 1e9:,.1f}"),
+        ("of the peak", "share_of_peak", lambda value: f"{value:.0%}"),
+        ("peak MB", "peak_mb", lambda value: f"{value:,.0f}"))
+    tables = []
+    for part in ("steps", "masking", "latency", "growth", "corpus"):
+        rows = found.get(part, [])
+        shown = [column for column in columns if any(row.get(column[1]) for row in rows)]
+        if rows:
+            tables.append(_markdown([part, *(heading for heading, _, _ in shown)], [
+                [row["name"], *(show(row[key]) if row.get(key) else "" for _, key, show in shown)]
+                for row in rows]))
+    return "\n\n".join([*tables, *(f"- {line}" for line in speed_lines(found))])
 
 
-def _draw_gains(plot: Any, contrasts: list[dict[str, Any]]) -> None:
-    """Each seed's gain a ring, the mean with its 95 % interval; the margin a grey band."""
-    for row, one in enumerate(contrasts):
-        plot.fill_betweenx([row - 0.3, row + 0.3], -one["margin"], one["margin"], color="0.9")
-        if not one["gains"]:
-            plot.annotate(one["verdict"].split(":")[0], (0, row), fontsize=8)
-            continue
-        plot.plot([one["low"], one["high"]], [row, row], color="black")
-        plot.plot(one["gains"], [row] * len(one["gains"]), "o", color="black",
-                  markerfacecolor="none")
-        plot.annotate(f"{one['gain']:+.3f}: {one['verdict'].split(' (')[0]}", (one["gain"], row),
-                      xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8)
-    plot.axvline(0, color="grey", linewidth=0.8)
-    plot.set_yticks(range(len(contrasts)), [
-        one["name"].replace(" against", "\nagainst")
-        + ", in pairs" * one["measure"].startswith("segment-pair") for one in contrasts],
-        fontsize=8)
-    plot.set_ylim(len(contrasts) - 0.4, -0.6)
-    plot.margins(x=0.25)
-    plot.set_xlabel("gain of the first, nats; 95 % interval, paired seeds")
-
-
-def _draw_curves(plot: Any, arms: dict[str, dict]) -> None:
-    """Held-out losses along the runs, a line for each seed; the first one's end has the name."""
-    for style, shade, shift, (name, arm) in zip(("-", "--", ":"), ("black", "black", "grey"),
-                                                (-6, 0, 8), arms.items()):
-        for curve in arm["curve"]:
-            plot.plot(*zip(*curve), style, color=shade, linewidth=1 + (style == ":"))
-        if arm["curve"][0]:
-            plot.annotate(name, arm["curve"][0][-1], xytext=(4, shift), fontsize=8, color=shade,
-                          textcoords="offset points", va="center", annotation_clip=False)
-    plot.margins(x=0.15)
-    plot.set_xlabel("steps")
-    plot.set_ylabel("held-out loss, nats per hidden token")
+def speed_lines(found: dict[str, Any]) -> list[str]:
+    """What the timings come to, by the fastest repetition of each: ratios of one run."""
+    rows = {row["name"]: row for part in ("steps", "masking") for row in found.get(part, [])}
+    best = {name: min(row["seconds"]) for name, row in rows.items() if "seconds" in row}
+    if "RoBERTa" not in best:
+        return []
+    peers = [("RoBERTa", "transformers, dropout 0"), ("RoBERTa", "transformers, as shipped"),
+             ("RoBERTa, dropout .1", "transformers, as shipped"),
+             ("RoBERTa", "torch.nn.TransformerEncoder")]
+    distilled = best["student, distilled"] / best["student, untaught"]
+    return [f"{ours} against {peer}: {best[peer] / best[ours]:.2f} times as fast"
+            for ours, peer in peers if peer in best] + [
+        f"RoBERTa: {rows['RoBERTa']['share_of_peak']:.0%} of the machine's matrix products",
+        f"a distilled student's step: {distilled:.2f} times the time of an untaught one's"] + [
+        f"{name}: {best[name] / best['RoBERTa']:.2%} of the time of a step of RoBERTa"
+        for name in ("static masks", "dynamic masks") if name in best]

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from minibert import corpus
 from minibert.corpus import describe, prepare
 from minibert.data import read_documents
+from minibert.data import sentences_of as cut
 from minibert.errors import UserError
 from minibert.tokenizer import (BYTE_BPE, WORDPIECE, continuations, load_tokenizer, specials,
                                 train_tokenizer)
@@ -101,6 +102,20 @@ def test_tokenizer_is_trained_on_training_documents_only(tmp_path):
     assert len(set(own) & set(tokenizer.get_vocab())) == 22
     assert (text.tokens != unknown).all()
     assert (held_out.tokens == unknown).sum() == 2 * 3
+
+
+def test_a_large_text_gives_a_sample_for_the_vocabulary(tmp_path, monkeypatch):
+    """Would catch: hours of counting words, a sample of the first documents of the file, and one
+    that takes in held-out text (trap 41)."""
+    monkeypatch.setattr(corpus, "VOCABULARY_TEXT", 9 * len("the northern wall" + 3 * "一"))
+    own = [chr(ord("一") + n) for n in range(24)]
+    path = write_text(tmp_path / "a.txt", [["the northern wall", sign * 3] for sign in own])
+    tokenizer, text, held_out, _ = prepare(path, "wordpiece", 32)
+    known = [sign for sign in own if sign in tokenizer.get_vocab()]
+    assert len(known) == 9 and known not in (own[:9], own[-9:])
+    unknown = np.flatnonzero(text.tokens == specials(tokenizer).unk)
+    assert len(unknown) == 3 * (22 - 9) and unknown[0] > text.bounds[2 * 9 - 1, 1]
+    assert (held_out.tokens == specials(tokenizer).unk).sum() == 2 * 3
 
 
 def test_names_of_special_tokens_in_a_text(tmp_path):
@@ -454,4 +469,5 @@ def test_sentences_on_disk_are_those_of_the_text(tmp_path):
     """Would catch: sentences joined or cut between the reader and the arrays (trap 3)."""
     (tmp_path / "a.txt").write_text("One is here. Two is there!\nthree\n\n" * 8)
     tokenizer, text, _, _ = prepare(str(tmp_path / "a.txt"), "bpe", 270)
-    assert sentences_of(text, tokenizer) == list(read_documents(tmp_path / "a.txt"))[:6]
+    assert sentences_of(text, tokenizer) == [
+        cut(document) for document in read_documents(tmp_path / "a.txt")][:6]

@@ -11,7 +11,7 @@ import torch
 
 from minibert.config import RunConfig
 from minibert.data import (Batches, Text, assemble, full_sentences, make_sequences, read_documents,
-                           segment_pairs)
+                           segment_pairs, sentences_of)
 from minibert.errors import UserError
 from minibert.masking import DynamicMasker, StaticMasker
 from minibert.tokenizer import Specials
@@ -178,7 +178,7 @@ def test_sentences(tmp_path, line, sentences):
     """Would catch: a paragraph in one piece, CJK too; a cut in "e.g. x" or 3.50 (trap 2)."""
     file = tmp_path / "a.txt"
     file.write_text(line + "\n", encoding="utf-8")
-    assert list(read_documents(file)) == [sentences]
+    assert [sentences_of(document) for document in read_documents(file)] == [sentences]
 
 
 @pytest.mark.parametrize("line", ["你好。", "你好。 我很好！ ", "One. Two. "])
@@ -186,7 +186,7 @@ def test_no_sentence_is_empty(tmp_path, line):
     """Would catch: an empty or padded sentence after the last full stop of a line (trap 2)."""
     file = tmp_path / "a.txt"
     file.write_text(line + "\n", encoding="utf-8")
-    [sentences] = read_documents(file)
+    [sentences] = map(sentences_of, read_documents(file))
     assert all(sentence and sentence == sentence.strip() for sentence in sentences)
 
 

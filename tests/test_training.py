@@ -6,6 +6,7 @@ import resource
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,10 +18,10 @@ from minibert.corpus import prepare
 from minibert.errors import UserError
 from minibert.losses import mlm_loss
 from minibert.masking import IGNORE, mask_tokens
-from minibert.model import MaskedLM
+from minibert.model import Block, MaskedLM
 from minibert.run_folder import written_aside
 from minibert.evaluation import evaluate, evaluation_set
-from minibert.training import learning_rate, optimizer_groups, parts
+from minibert.training import Training, learning_rate, optimizer_groups
 
 RUN = RunConfig(out="-", steps=100, warmup=0.1, learning_rate=1e-3)
 CONFIG = ModelConfig(vocab_size=120, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -121,13 +122,33 @@ def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in pairs)
 
 
-def test_parts_cover_the_update():
-    """Catches a part that is lost, doubled or misaligned with its labels."""
+@pytest.mark.parametrize("world", [1, 2])
+def test_parts_cover_the_update(world):
+    """Catches a part that is lost, doubled or misaligned with its labels, in each process."""
     rows, labels = torch.arange(8).view(8, 1), torch.arange(8)
-    cut = list(parts(4, rows, labels))
-    assert len(cut) == 4
-    assert all(torch.equal(a[:, 0], b) for a, b in cut)
-    assert torch.equal(torch.cat([b for _, b in cut]), labels)
+    cut = []
+    for rank in range(world):
+        mine = list(Training.parts(SimpleNamespace(run=SimpleNamespace(accumulation=4 // world),
+                                                   rank=rank, world=world), rows, labels))
+        assert len(mine) == 4 // world
+        cut += mine
+    assert all(len(a) == 2 and torch.equal(a[:, 0], b) for a, b in cut)
+    assert torch.cat([b for _, b in cut]).sort().values.tolist() == labels.tolist()
+
+
+def test_compiled_blocks_train_alike(toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a flag without effect, and compiled blocks whose weights are saved under other names
+    or move otherwise. Without a C++ compiler only tracing can be tested here."""
+    compiled, compile_it = [], torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: (
+        compiled.append(module), compile_it(module, backend="eager")))
+    for flags in ([], ["--compile"]):
+        run_script("train_bert", *BUDGET, *TOY, "--steps", "3", "--corpus", toy_text, "--tasks",
+                   "none", "--out", tmp_path / f"run{len(flags)}", *flags)
+    assert [type(module) for module in compiled] == [Block, Block]
+    one, two = weights(tmp_path / "run0"), weights(tmp_path / "run1")
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
 def test_trap_35_overfits_one_batch():

@@ -1,0 +1,295 @@
+"""How fast the recipes' steps are: beside `transformers` and torch's own encoder, in one process.
+
+All cases take turns, so that a busy minute falls on all of them; figures are compared within one
+run only. The arithmetic of a step is what its recipe needs, whoever computes more.
+B batch, S sequence, H hidden, I feed-forward, V vocabulary, M predictions in a sequence.
+"""
+import dataclasses
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device
+from minibert.corpus import DATA, text_of
+from minibert.data import Batches, Text
+from minibert.errors import UserError
+from minibert.losses import cosine_loss, mlm_loss, nsp_loss, soft_target_loss
+from minibert.masking import IGNORE, DynamicMasker, StaticMasker
+from minibert.model import Encoder, MaskedLM
+from minibert.peers import torch_step, transformers_step
+from minibert.run_folder import machine
+from minibert.tokenizer import Specials
+from minibert.training import autocast, optimizer_groups
+
+SPECIAL = Specials(pad=0, unk=1, cls=2, sep=3, mask=4)
+
+
+@dataclass
+class Case:
+    """Something to be timed: a call, how many tokens it reads and how much arithmetic it needs."""
+    name: str
+    call: Callable[[], Any]
+    tokens: int = 0
+    flops: float = 0.0
+    first: float = 0.0  # seconds of the first call, in which what is compiled is compiled
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    memory: float | None = None  # peak on the device, in MB; a CPU's belongs to the whole process
+
+
+def take_turns(cases: list[Case], rounds: int, device: str) -> None:
+    """Call each case in turn, `rounds` times, after two rounds to warm up."""
+    cuda = device == "cuda"
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
+    for number in range(rounds + 2):
+        for case in cases:
+            wait()
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            case.call()
+            wait()
+            seconds = time.perf_counter() - start
+            if number == 0:
+                case.first = seconds
+            if number >= 2:
+                case.seconds.append(seconds)
+            if cuda:
+                case.memory = torch.cuda.max_memory_allocated() / 2**20
+
+
+def flops_of(config: ModelConfig, B: int, S: int, M: int, training: bool = True) -> float:
+    """The arithmetic of one step in operations: what is read at M places is computed there only.
+
+    A multiplication with an addition counts as two; the backward pass as two forward passes.
+    """
+    H, I, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    read = M + config.next_sentence  # [CLS], too
+    full = S * (8 * H * H + 4 * H * I + 4 * S * H)  # query, key, value, output; scores and mixing
+    last = S * 4 * H * H + read * (4 * H * H + 4 * H * I + 4 * S * H)  # keys and values: all
+    head = M * (2 * H * H + 2 * H * V)
+    return B * (full * (config.num_hidden_layers - 1) + last + head) * (3 if training else 1)
+
+
+def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> Text:
+    """Documents of 20 sentences of one length, so that no place of a block is padding."""
+    starts = np.arange(sentences) * sentence + np.arange(sentences) // 20
+    tokens = np.random.default_rng(0).integers(5, vocab_size, int(starts[-1]) + sentence + 1)
+    return Text(tokens.astype(np.uint16), np.stack([starts, starts + sentence], 1),
+                np.arange(0, sentences + 1, 20))
+
+
+def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM | None = None
+             ) -> Callable[[], None]:
+    """One update as the scripts make it, from spans of text to moved weights."""
+    model = MaskedLM(config).to(device).train()
+    if run.compile:
+        for layer in model.encoder.layers:
+            layer.compile()
+    sentence = run.seq_length - 2 if run.input_format == "full-sentences" else run.seq_length // 5
+    masker = StaticMasker(10) if run.masking == "static" else DynamicMasker()
+    batches = Batches(random_text(config.vocab_size, sentence), run, SPECIAL, device, masker.copy)
+    settings = dict(seed=0, vocab_size=config.vocab_size, mask_id=SPECIAL.mask,
+                    special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
+    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=1e-4, eps=1e-6, fused=True)
+
+    def step() -> None:
+        batch = next(batches)
+        inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
+                                           **settings)
+        predictions = (labels != IGNORE).sum()
+        types = batch.token_type_ids if config.type_vocab_size else None
+        with autocast(device):
+            output = model(inputs, attention_mask=batch.attention_mask, token_type_ids=types,
+                           positions=positions)
+            loss = mlm_loss(output.mlm_logits, labels, predictions)
+            if output.nsp_logits is not None:
+                loss = loss + nsp_loss(output.nsp_logits, batch.is_random_next, run.batch_size)
+            if teacher is not None:
+                with torch.no_grad():
+                    taught = teacher(inputs, attention_mask=batch.attention_mask,
+                                     positions=positions)
+                real = labels != IGNORE
+                loss = 2 * loss + 5 * soft_target_loss(output.mlm_logits, taught.mlm_logits, 2.0,
+                                                       real, predictions)
+                loss = loss + cosine_loss(output.hidden, taught.hidden, real, predictions)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+def shape(bench: BenchConfig, **other: Any) -> ModelConfig:
+    """The model that is timed, without dropout."""
+    values = dict(vocab_size=bench.vocab_size, hidden_size=bench.hidden_size,
+                  num_hidden_layers=bench.num_hidden_layers,
+                  num_attention_heads=bench.hidden_size // 64,
+                  intermediate_size=4 * bench.hidden_size, next_sentence=False,
+                  max_position_embeddings=max(512, bench.seq_length), hidden_dropout_prob=0.0,
+                  attention_probs_dropout_prob=0.0)
+    return ModelConfig(**{**values, **other})
+
+
+def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
+    """One update by each recipe and by each peer; a share of the machine's matrix products."""
+    B, S = bench.batch_size, bench.seq_length
+    M = max(1, round(0.15 * S))
+    run = RunConfig(out="none", seq_length=S, batch_size=B, compile=bench.compile)
+    pairs = dataclasses.replace(run, input_format="segment-pair", nsp=True, masking="static")
+    bert, plain = shape(bench, next_sentence=True), shape(bench)
+    student = shape(bench, num_hidden_layers=max(1, bench.num_hidden_layers // 2))
+    teacher = MaskedLM(plain).to(device).eval()
+    learn = flops_of(student, B, S, M)
+    cases = [
+        Case("BERT", our_step(bert, pairs, device), flops=flops_of(bert, B, S, M)),
+        Case("RoBERTa", our_step(plain, run, device), flops=flops_of(plain, B, S, M)),
+        Case("RoBERTa, dropout .1", our_step(dataclasses.replace(
+            plain, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1), run, device),
+            flops=flops_of(plain, B, S, M)),
+        Case("student, untaught", our_step(student, run, device), flops=learn),
+        Case("student, distilled", our_step(student, run, device, teacher),
+             flops=learn + flops_of(plain, B, S, M, training=False)),
+        Case("torch.nn.TransformerEncoder", torch_step(plain, B, S, device),
+             flops=flops_of(plain, B, S, M))]
+    try:
+        for name, dropout in (("dropout 0", 0.0), ("as shipped", 0.1)):
+            cases.append(Case(f"transformers, {name}",
+                              transformers_step(plain, B, S, dropout, device),
+                              flops=flops_of(plain, B, S, M)))
+    except ImportError:
+        print("to time transformers, too: pip install transformers", file=sys.stderr)
+    products = matrix_products(bench, device)
+    take_turns([*cases, *products], bench.rounds, device)
+    peak = max(case.flops / min(case.seconds) for case in products)
+    found = [{"name": case.name, "first_call": case.first, "seconds": case.seconds,
+              "flops": case.flops, "tokens_per_second": B * S / min(case.seconds),
+              "flops_per_second": case.flops / min(case.seconds), "peak_mb": case.memory,
+              "share_of_peak": case.flops / min(case.seconds) / peak} for case in cases]
+    return [*found, {"name": "matrix products", "flops_per_second": peak}]
+
+
+def matrix_products(bench: BenchConfig, device: str) -> list[Case]:
+    """The machine's own speed: products of the step's largest shapes and of a square."""
+    rows, H = bench.batch_size * bench.seq_length, bench.hidden_size
+    gpu = device == "cuda"
+    dtype, side = (torch.bfloat16, 8192) if gpu else (torch.float32, 2048)
+    cases = []
+    for m, k, n in ((rows, H, 4 * H), (rows, 4 * H, H), (side, side, side)):
+        a, b = (torch.randn(size, dtype=dtype, device=device) for size in ((m, k), (k, n)))
+        cases.append(Case(f"{m} x {k} x {n}", lambda a=a, b=b: a @ b, flops=2.0 * m * k * n))
+    return cases
+
+
+def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
+    """Drawing one batch's masks, static and dynamic, beside `transformers`' collator."""
+    B, S = bench.batch_size, bench.seq_length
+    ids = torch.randint(5, bench.vocab_size, (B, S), device=device)
+    index = torch.arange(B, device=device)
+    settings = dict(seed=0, vocab_size=bench.vocab_size, mask_id=SPECIAL.mask,
+                    special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
+    cases = [Case(f"{name} masks", lambda masker=masker: masker(ids, index, epoch=3, **settings))
+             for name, masker in (("static", StaticMasker(10)), ("dynamic", DynamicMasker()))]
+    take_turns(cases, 20 * bench.rounds, device)
+    return [{"name": case.name, "seconds": case.seconds} for case in cases]
+
+
+def forward(encoder: Encoder, B: int, S: int, device: str) -> Callable[[], None]:
+    """A forward pass of B texts of S tokens."""
+    ids = torch.randint(5, 30, (B, S), generator=torch.Generator().manual_seed(0)).to(device)
+    encoder, mask = encoder.to(device).eval(), torch.ones_like(ids)
+
+    def call() -> None:
+        with torch.no_grad(), autocast(device):
+            encoder(ids, attention_mask=mask)
+    return call
+
+
+def latency(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
+    """Base-size encoders of 12 and 6 layers: one text at a time, and 64."""
+    cases = []
+    for compiled in (False, True) if bench.compile else (False,):
+        for name in ("bert-base", "distilbert-base"):
+            encoder = Encoder(ModelConfig.preset(name))
+            if compiled:
+                encoder.compile()
+            cases += [Case(f"{name}, batch {B}" + ", compiled" * compiled,
+                           forward(encoder, B, 32, device)) for B in (1, 64)]
+    take_turns(cases, bench.rounds, device)
+    return [{"name": case.name, "seconds": case.seconds,
+             **({"first_call": case.first} if bench.compile else {})} for case in cases]
+
+
+def growth(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
+    """The RoBERTa step at other batch sizes, lengths and depths, one of them changed at a time."""
+    changes = [{"batch_size": bench.batch_size * factor // 4} for factor in (1, 2, 8)]
+    changes += [{"seq_length": S, "batch_size": max(1, bench.batch_size * bench.seq_length // S)}
+                for S in (32, 512)]
+    changes += [{"num_hidden_layers": max(1, bench.num_hidden_layers * factor // 2)}
+                for factor in (1, 4)]
+    cases = []
+    for change in [{}, *changes]:
+        one = dataclasses.replace(bench, **change)
+        run = RunConfig(out="none", seq_length=one.seq_length, batch_size=one.batch_size,
+                        compile=bench.compile)
+        cases.append(Case(", ".join(f"{name} {value}" for name, value in change.items()) or "base",
+                          our_step(shape(one), run, device), one.batch_size * one.seq_length,
+                          flops_of(shape(one), one.batch_size, one.seq_length,
+                                   max(1, round(0.15 * one.seq_length)))))
+    take_turns(cases, bench.rounds, device)
+    return [{"name": case.name, "seconds": case.seconds, "flops": case.flops,
+             "tokens_per_second": case.tokens / min(case.seconds),
+             "flops_per_second": case.flops / min(case.seconds)} for case in cases]
+
+
+def corpus(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
+    """Preparing 1, 10 and 100 MB of text, each in a process of its own: time and, on Linux, the
+    highest memory. The text is `pydocs` again and again."""
+    documents = text_of("pydocs").read_text(encoding="utf-8").split("\n\n")
+    found = []
+    for megabytes in (1, 10, 100):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "text.txt"
+            with open(path, "w", encoding="utf-8") as file:
+                for document in itertools.cycle(documents):
+                    if file.tell() > megabytes * 2**20:
+                        break
+                    file.write(document + "\n\n")
+            program = ("import sys, time; from pathlib import Path; start = time.perf_counter();"
+                       "from minibert.corpus import prepare;"
+                       f"prepare(sys.argv[1], 'wordpiece', {bench.vocab_size});"
+                       "status = Path('/proc/self/status');"
+                       "print(time.perf_counter() - start, status.read_text().split('VmHWM:')[1]"
+                       ".split()[0] if status.exists() else 0)")
+            done = subprocess.run(
+                [sys.executable, "-c", program, str(path)],
+                env={**os.environ, "MINIBERT_PREPARED": folder, "PYTHONPATH": str(DATA.parent)},
+                check=True, capture_output=True, text=True)
+        # Not getrusage: a process's highest memory there begins with its parent's.
+        seconds, memory = map(float, done.stdout.split()[-2:])
+        found.append({"name": f"{megabytes} MB", "seconds": [seconds], "peak_mb": memory / 1024})
+    return found
+
+
+PARTS = {part.__name__: part for part in (steps, masking, latency, growth, corpus)}
+
+
+def bench(bench: BenchConfig) -> dict[str, Any]:
+    """Time the parts asked for; every figure with its repetitions. Raises UserError for others."""
+    device = pick_device(bench.device)
+    torch.set_num_threads(bench.threads or os.cpu_count() or 1)
+    chosen = bench.only.split(",")
+    if unknown := sorted(set(chosen) - set(PARTS)):
+        raise UserError(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
+    return {"settings": dataclasses.asdict(bench), **machine(), "device": device,
+            **{name: PARTS[name](bench, device) for name in chosen}}

@@ -1,0 +1,133 @@
+"""The figures of a report, by matplotlib, which is not needed for anything else."""
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def losses(arm: dict[str, Any], kind: str = "full-sentences") -> list[float]:
+    """An arm's held-out losses by seed."""
+    return [found["mlm_loss"] for found in arm[kind]]
+
+
+def draw(claim: dict[str, Any], path: Path) -> None:
+    """A claim's arms, its paired gains with their intervals and, where epochs count, its curves."""
+    from matplotlib import pyplot
+
+    curves = claim["id"] == "masking"
+    rows = max(len(claim["arms"]), len(claim["contrasts"]))
+    figure, axes = pyplot.subplots(1, 2 + curves, layout="constrained",
+                                   figsize=(6 * (2 + curves), max(3.5, 1.5 + 0.5 * rows)))
+    _draw_arms(axes[0], claim)
+    _draw_gains(axes[1], claim["contrasts"])
+    if curves:
+        _draw_curves(axes[2], claim["arms"])
+    for plot in axes:
+        plot.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{claim['says']}: {claim['verdict']}", fontsize=11)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def draw_verdicts(claims: list[dict[str, Any]], path: Path) -> None:
+    """All claims on one page: the gain of each one's first contrast, which decides it."""
+    from matplotlib import pyplot
+
+    figure, plot = pyplot.subplots(layout="constrained", figsize=(9, 1 + 0.6 * len(claims)))
+    _draw_gains(plot, [claim["contrasts"][0] for claim in claims])
+    plot.set_yticks(range(len(claims)), [
+        f"{claim['id']}: " + one["name"].replace(" against", "\nagainst")
+        for claim in claims for one in claim["contrasts"][:1]], fontsize=8)
+    plot.set_xscale("symlog", linthresh=0.1)
+    plot.set_xticks([-1, -0.1, 0, 0.1, 1], ["-1", "-0.1", "0", "0.1", "1"])
+    plot.set_xlabel("gain of the first arm in nats per hidden token (logarithmic beyond 0.1)\n"
+                    "rings: seeds; line: 95 % interval; grey: too small to be worth a name")
+    plot.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _draw_arms(plot: Any, claim: dict[str, Any]) -> None:
+    """Each seed a ring, a stroke for the mean; a square and grey for the loss in pairs."""
+    arms = claim["arms"]
+    kinds = dict.fromkeys(contrast["measure"].split(".")[0] for contrast in claim["contrasts"])
+    for kind, shade, sign, shift, above in zip(kinds, ("black", "grey"), "os", (0, 0.25), (9, -16)):
+        for row, (name, arm) in enumerate(arms.items()):
+            values = losses(arm, kind)
+            plot.plot(values, [row + shift] * len(values), sign, color=shade,
+                      markerfacecolor="none", label=kind if row == 0 else None)
+            plot.plot([np.mean(values)], [row + shift], "|", color=shade, markersize=16)
+            plot.annotate(f"{np.mean(values):.2f}", (np.mean(values), row + shift),
+                          xytext=(0, above), textcoords="offset points", ha="center", fontsize=8,
+                          color=shade)
+    unigram = next(iter(arms.values()))["full-sentences"][0]["unigram_entropy"]
+    plot.axvline(unigram, linestyle=":", color="grey")
+    plot.annotate(" unigram", (unigram, len(arms) - 0.5), fontsize=8, color="grey")
+    plot.set_yticks(range(len(arms)), list(arms))
+    plot.set_ylim(len(arms) - 0.4, -0.6)
+    plot.set_xlabel("held-out loss, nats per hidden token (less is better)")
+    if len(kinds) > 1:
+        plot.legend(fontsize=8)
+
+
+def _draw_gains(plot: Any, contrasts: list[dict[str, Any]]) -> None:
+    """Each seed's gain a ring, the mean with its 95 % interval; the margin a grey band."""
+    for row, one in enumerate(contrasts):
+        plot.fill_betweenx([row - 0.3, row + 0.3], -one["margin"], one["margin"], color="0.9")
+        if not one["gains"]:
+            plot.annotate(one["verdict"].split(":")[0], (0, row), fontsize=8)
+            continue
+        plot.plot([one["low"], one["high"]], [row, row], color="black")
+        plot.plot(one["gains"], [row] * len(one["gains"]), "o", color="black",
+                  markerfacecolor="none")
+        plot.annotate(f"{one['gain']:+.3f}: {one['verdict'].split(' (')[0]}", (one["gain"], row),
+                      xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8)
+    plot.axvline(0, color="grey", linewidth=0.8)
+    plot.set_yticks(range(len(contrasts)), [
+        one["name"].replace(" against", "\nagainst")
+        + ", in pairs" * one["measure"].startswith("segment-pair") for one in contrasts],
+        fontsize=8)
+    plot.set_ylim(len(contrasts) - 0.4, -0.6)
+    plot.margins(x=0.25)
+    plot.set_xlabel("gain of the first, nats; 95 % interval, paired seeds")
+
+
+def _draw_curves(plot: Any, arms: dict[str, dict]) -> None:
+    """Held-out losses along the runs, a line for each seed; the first one's end has the name."""
+    for style, shade, shift, (name, arm) in zip(("-", "--", ":"), ("black", "black", "grey"),
+                                                (-6, 0, 8), arms.items()):
+        for curve in arm["curve"]:
+            plot.plot(*zip(*curve), style, color=shade, linewidth=1 + (style == ":"))
+        if arm["curve"][0]:
+            plot.annotate(name, arm["curve"][0][-1], xytext=(4, shift), fontsize=8, color=shade,
+                          textcoords="offset points", va="center", annotation_clip=False)
+    plot.margins(x=0.15)
+    plot.set_xlabel("steps")
+    plot.set_ylabel("held-out loss, nats per hidden token")
+
+
+def draw_speed(found: dict[str, Any], path: Path) -> None:
+    """What each timed step achieves of the machine's matrix products, by its size: a roofline."""
+    from matplotlib import pyplot
+
+    roof = found["steps"][-1]["flops_per_second"] / 1e9
+    figure, plot = pyplot.subplots(layout="constrained", figsize=(9, 5))
+    plot.axhline(roof, color="black")
+    for part, sign, shade in (("steps", "o", "black"), ("growth", "s", "grey")):
+        for row in found.get(part, []):
+            if row.get("flops"):
+                point = row["flops"] / 1e9, row["flops_per_second"] / 1e9
+                plot.plot(*point, sign, color=shade, markerfacecolor="none")
+                plot.annotate(row["name"], point, xytext=(6, -3), textcoords="offset points",
+                              fontsize=8, color=shade)
+    plot.annotate("matrix products alone", (plot.get_xlim()[0], roof), xytext=(4, 4),
+                  textcoords="offset points", fontsize=8)
+    plot.set_xscale("log")
+    plot.set_ylim(0, 1.1 * roof)
+    plot.margins(x=0.25)
+    plot.set_xlabel("arithmetic that one step of the recipe needs, GFLOP\n"
+                    "circles: recipes and peers; squares: RoBERTa at other sizes")
+    plot.set_ylabel("needed arithmetic done in a second, GFLOP/s")
+    plot.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)

@@ -1,0 +1,72 @@
+"""The same training step by other hands: `transformers`, and torch's own encoder."""
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minibert.config import ModelConfig
+from minibert.masking import IGNORE
+from minibert.training import autocast
+
+MASK = 4
+
+
+def transformers_step(config: ModelConfig, B: int, S: int, dropout: float, device: str
+                      ) -> Callable[[], None]:
+    """The same in `transformers`: its BertForMaskedLM and its collator, in a plain loop."""
+    import transformers
+
+    model = transformers.BertForMaskedLM(transformers.BertConfig(
+        vocab_size=config.vocab_size, hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size, hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout)).to(device).train()
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = {name: number for number, name in enumerate(
+        names + [f"w{number}" for number in range(config.vocab_size - len(names))])}
+    collator = transformers.DataCollatorForLanguageModeling(
+        transformers.BertTokenizer(vocab=words), mlm_probability=0.15)
+    rows = np.random.default_rng(0).integers(5, config.vocab_size, (64 * B, S))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    number = 0
+
+    def step() -> None:
+        nonlocal number
+        number += 1
+        chosen = rows[np.arange(number * B, (number + 1) * B) % len(rows)]
+        batch = collator([{"input_ids": row} for row in chosen.tolist()]).to(device)
+        with autocast(device):
+            loss = model(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+def torch_step(config: ModelConfig, B: int, S: int, device: str) -> Callable[[], None]:
+    """torch.nn.TransformerEncoder with a tied head over all positions, as tutorials write it."""
+    word = nn.Embedding(config.vocab_size, config.hidden_size)
+    position = nn.Embedding(S, config.hidden_size)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(
+        config.hidden_size, config.num_attention_heads, config.intermediate_size, dropout=0.0,
+        activation="gelu", batch_first=True), config.num_hidden_layers, enable_nested_tensor=False)
+    model = nn.ModuleList([word, position, encoder]).to(device).train()
+    nn.init.normal_(word.weight, std=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    ids = torch.randint(5, config.vocab_size, (B, S), device=device)
+    hidden = torch.rand(B, S, device=device) < 0.15
+
+    def step() -> None:
+        with autocast(device):
+            states = encoder(word(torch.where(hidden, MASK, ids)) + position.weight)
+            logits = F.linear(states, word.weight)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(),
+                                   torch.where(hidden, ids, IGNORE).flatten(), ignore_index=IGNORE)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step

@@ -1,0 +1,122 @@
+"""The bench: what it counts, what it times, what it prints; never how fast anything is."""
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from minibert import MaskedLM, bench
+from minibert.__main__ import main
+from minibert.bench import Case, flops_of, random_text, take_turns
+from minibert.config import BenchConfig, ModelConfig, RunConfig
+from minibert.data import full_sentences, segment_pairs
+from minibert.errors import UserError
+from minibert.verdicts import speed_lines, speed_table
+
+TOY = BenchConfig(num_hidden_layers=2, hidden_size=64, vocab_size=200, seq_length=16, batch_size=4,
+                  rounds=1, device="cpu", threads=1)
+CONFIG = ModelConfig(vocab_size=300, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+                     intermediate_size=128, max_position_embeddings=16, next_sentence=False,
+                     attn_implementation="eager")
+
+
+@pytest.mark.parametrize("next_sentence", [False, True])
+def test_arithmetic_is_what_torch_counts(next_sentence):
+    """Catches a head counted at all positions, a last layer counted whole, attention left out."""
+    config = dataclasses.replace(CONFIG, next_sentence=next_sentence)
+    model = MaskedLM(config)
+    ids, positions = torch.randint(5, 300, (4, 16)), torch.randint(16, (4, 3))
+    with FlopCounterMode(display=False) as counter:
+        output = model(ids, positions=positions)
+    # The pooler and the NSP head, too small to be in the formula.
+    small = 4 * 2 * (32 * 32 + 32 * 2) * next_sentence
+    assert counter.get_total_flops() - small == flops_of(config, 4, 16, 3, training=False)
+    with FlopCounterMode(display=False) as counter:
+        output.mlm_logits.sum().backward()
+    # Twice the forward pass, but nothing flows back to ids; with NSP the [CLS] is read.
+    assert flops_of(config, 4, 16, 3) == 3 * flops_of(config, 4, 16, 3, training=False)
+    assert counter.get_total_flops() == pytest.approx(
+        2 * flops_of(config, 4, 16, 3, training=False), rel=0.05)
+
+
+def test_cases_take_turns():
+    """Catches cases timed one after another, and warm-up rounds that count."""
+    calls = []
+    cases = [Case(name, lambda name=name: calls.append(name)) for name in "ab"]
+    take_turns(cases, 3, "cpu")
+    assert calls == ["a", "b"] * 5 and [len(case.seconds) for case in cases] == [3, 3]
+    assert cases[0].first > 0
+
+
+def test_random_text_leaves_no_padding():
+    """Catches tokens that are counted and are padding."""
+    text = random_text(200, sentence=14, sentences=400)
+    spans = full_sentences(text, 14)
+    assert len(spans) == 400 and set(spans[:, 1] - spans[:, 0]) == {14}
+    text = random_text(200, sentence=3, sentences=2000)
+    pairs = segment_pairs(text, 13, seed=0, copy=0, short_seq_prob=0.0)
+    assert (pairs[:, 1] - pairs[:, 0] + pairs[:, 3] - pairs[:, 2]).mean() > 11
+
+
+def test_our_step_learns():
+    """Catches a step that is timed but moves nothing, with and without a teacher."""
+    run = RunConfig(out="none", seq_length=16, batch_size=4)
+    config = bench.shape(TOY)
+    for teacher in (None, MaskedLM(config)):
+        models = []
+        original = bench.MaskedLM
+        bench.MaskedLM = lambda config: models.append(original(config)) or models[-1]
+        try:
+            step = bench.our_step(config, run, "cpu", teacher)
+        finally:
+            bench.MaskedLM = original
+        before = {name: value.clone() for name, value in models[0].state_dict().items()}
+        step()
+        step()
+        moved = [name for name, value in models[0].state_dict().items()
+                 if not torch.equal(value, before[name])]
+        assert len(moved) == len(before)
+
+
+def test_parts_and_tables(monkeypatch, capsys, tmp_path):
+    """Catches a part that is not timed or not shown, and JSON that the table was not made of."""
+    monkeypatch.setattr("minibert.compare.ROOT", tmp_path)
+    monkeypatch.setitem(ModelConfig.preset.__globals__["SHAPES"], "bert-base", vars(CONFIG)
+                        | dict(vocab_size=30_000, max_position_embeddings=32))
+    monkeypatch.setitem(ModelConfig.preset.__globals__["SHAPES"], "distilbert-base", vars(CONFIG)
+                        | dict(vocab_size=30_000, max_position_embeddings=32))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in vars(TOY).items()
+             if name not in ("only", "compile")]
+    monkeypatch.setattr(sys, "argv", ["minibert", "bench", *flags, "--name", "toy",
+                                      "--only", "steps,masking,latency,growth"])
+    main()
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "results" / "toy" / "bench.json").read_text())
+    assert speed_table(found) in shown
+    for row in ("| RoBERTa |", "| student, distilled |", "| torch.nn.TransformerEncoder |",
+                "| matrix products |", "| dynamic masks |", "| bert-base, batch 64 |",
+                "| seq_length 32, batch_size 2 |", "| num_hidden_layers 4 |"):
+        assert row in shown
+    with pytest.raises(UserError, match="no part 'poetry'; the parts are steps"):
+        bench.bench(dataclasses.replace(TOY, only="steps,poetry"))
+
+
+def test_ratios_are_of_the_fastest_repetition():
+    """Catches a ratio upside down, or of the slowest."""
+    rows = [{"name": name, "seconds": [best * 1.5, best], "share_of_peak": 0.7}
+            for name, best in (("RoBERTa", 1.0), ("RoBERTa, dropout .1", 1.25),
+                               ("transformers, as shipped", 3.0),
+                               ("torch.nn.TransformerEncoder", 2.0),
+                               ("student, untaught", 0.5), ("student, distilled", 0.75))]
+    masks = [{"name": "dynamic masks", "seconds": [0.01, 0.002]}]
+    assert speed_lines({"steps": rows, "masking": masks}) == [
+        "RoBERTa against transformers, as shipped: 3.00 times as fast",
+        "RoBERTa, dropout .1 against transformers, as shipped: 2.40 times as fast",
+        "RoBERTa against torch.nn.TransformerEncoder: 2.00 times as fast",
+        "RoBERTa: 70% of the machine's matrix products",
+        "a distilled student's step: 1.50 times the time of an untaught one's",
+        "dynamic masks: 0.20% of the time of a step of RoBERTa"]
+    table = speed_table({"masking": masks}).splitlines()
+    assert table == ["| masking | ms |", "| --- | --- |", "| dynamic masks | 2.00 (6.00) |"]
