@@ -192,10 +192,9 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
             tokens: int = 0, vocab_size: int = 0) -> dict[str, Any]:
     """Run what is missing and judge every claim; the content of results.json.
 
-    only: ids of claims with commas between, by default all. jobs: runs side by side,
-    by default one for each core, on a GPU one. tokens, vocab_size: others than the grid's, to try
-    things out or for a small text. Raises UserError when a setting, the corpus or a run cannot be
-    used.
+    only: ids of claims with commas between, by default all. jobs: runs side by side, by default one
+    for each core, on a GPU one. tokens, vocab_size: others than the grid's, to try things out or
+    for a small text. Raises UserError when a setting, the corpus or a run cannot be used.
     """
     device = pick_device("auto")
     preset = pick_preset(preset)

@@ -134,8 +134,7 @@ class Training:
                   unit="step") as self.bar:
             while self.step < self.run.steps:
                 # Dropout takes no generator, so torch's own starts anew from each step's key.
-                torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step,
-                                            self.rank))
+                torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step, self.rank))
                 yield next(self.batches)
                 self.seconds = time.monotonic() - start
                 self._after_step()
