@@ -82,11 +82,11 @@ def flops_of(config: ModelConfig, B: int, S: int, M: int, training: bool = True)
 
 
 def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> Text:
-    """Documents of 20 sentences of one length, so that no place of a block is padding."""
-    starts = np.arange(sentences) * sentence + np.arange(sentences) // 20
+    """Long documents of sentences of one length, so that hardly a place is padding."""
+    starts = np.arange(sentences) * sentence + np.arange(sentences) // 200
     tokens = np.random.default_rng(0).integers(5, vocab_size, int(starts[-1]) + sentence + 1)
     return Text(tokens.astype(np.uint16), np.stack([starts, starts + sentence], 1),
-                np.arange(0, sentences + 1, 20))
+                np.arange(0, sentences + 1, 200))
 
 
 def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM | None = None
@@ -146,7 +146,8 @@ def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     B, S = bench.batch_size, bench.seq_length
     M = max(1, round(0.15 * S))
     run = RunConfig(out="none", seq_length=S, batch_size=B, compile=bench.compile)
-    pairs = dataclasses.replace(run, input_format="segment-pair", nsp=True, masking="static")
+    pairs = dataclasses.replace(run, input_format="segment-pair", nsp=True, masking="static",
+                                short_seq_prob=0.0)
     bert, plain = shape(bench, next_sentence=True), shape(bench)
     student = shape(bench, num_hidden_layers=max(1, bench.num_hidden_layers // 2))
     teacher = MaskedLM(plain).to(device).eval()
@@ -169,11 +170,18 @@ def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
                               flops=flops_of(plain, B, S, M)))
     except ImportError:
         print("to time transformers, too: pip install transformers", file=sys.stderr)
+    for case in cases:
+        case.tokens = B * S
+    return beside_products(cases, bench, device)
+
+
+def beside_products(cases: list[Case], bench: BenchConfig, device: str) -> list[dict[str, Any]]:
+    """Time steps and the machine's own matrix products in turns; each step as a share of those."""
     products = matrix_products(bench, device)
     take_turns([*cases, *products], bench.rounds, device)
     peak = max(case.flops / min(case.seconds) for case in products)
     found = [{"name": case.name, "first_call": case.first, "seconds": case.seconds,
-              "flops": case.flops, "tokens_per_second": B * S / min(case.seconds),
+              "flops": case.flops, "tokens_per_second": case.tokens / min(case.seconds),
               "flops_per_second": case.flops / min(case.seconds), "peak_mb": case.memory,
               "share_of_peak": case.flops / min(case.seconds) / peak} for case in cases]
     return [*found, {"name": "matrix products", "flops_per_second": peak}]
@@ -246,10 +254,7 @@ def growth(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
                           our_step(shape(one), run, device), one.batch_size * one.seq_length,
                           flops_of(shape(one), one.batch_size, one.seq_length,
                                    max(1, round(0.15 * one.seq_length)))))
-    take_turns(cases, bench.rounds, device)
-    return [{"name": case.name, "seconds": case.seconds, "flops": case.flops,
-             "tokens_per_second": case.tokens / min(case.seconds),
-             "flops_per_second": case.flops / min(case.seconds)} for case in cases]
+    return beside_products(cases, bench, device)
 
 
 def corpus(bench: BenchConfig, device: str) -> list[dict[str, Any]]:

@@ -87,7 +87,8 @@ SHAPES: dict[str, dict[str, Any]] = {
                    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
     "small": _shape(12, 384, vocab_size=8192, initializer_range=0.03,
                     hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-    "base": _shape(12, 768),
+    # Departure: 6 entries more than BERT's 30,522: a GPU is faster at multiples of 64.
+    "base": _shape(12, 768, vocab_size=30528),
 }
 
 # What a preset says about the run; the scripts add its number of steps.

@@ -107,27 +107,34 @@ def _draw_curves(plot: Any, arms: dict[str, dict]) -> None:
 
 
 def draw_speed(found: dict[str, Any], path: Path) -> None:
-    """What each timed step achieves of the machine's matrix products, by its size: a roofline."""
+    """What each timed step achieves of the machine's matrix products: by name, and by its size."""
     from matplotlib import pyplot
 
-    roof = found["steps"][-1]["flops_per_second"] / 1e9
-    figure, plot = pyplot.subplots(layout="constrained", figsize=(9, 5))
-    plot.axhline(roof, color="black")
-    for part, sign, shade in (("steps", "o", "black"), ("growth", "s", "grey")):
-        for row in found.get(part, []):
-            if row.get("flops"):
-                point = row["flops"] / 1e9, row["flops_per_second"] / 1e9
-                plot.plot(*point, sign, color=shade, markerfacecolor="none")
-                plot.annotate(row["name"], point, xytext=(6, -3), textcoords="offset points",
-                              fontsize=8, color=shade)
-    plot.annotate("matrix products alone", (plot.get_xlim()[0], roof), xytext=(4, 4),
-                  textcoords="offset points", fontsize=8)
-    plot.set_xscale("log")
-    plot.set_ylim(0, 1.1 * roof)
-    plot.margins(x=0.25)
-    plot.set_xlabel("arithmetic that one step of the recipe needs, GFLOP\n"
-                    "circles: recipes and peers; squares: RoBERTa at other sizes")
-    plot.set_ylabel("needed arithmetic done in a second, GFLOP/s")
-    plot.spines[["top", "right"]].set_visible(False)
+    figure, (named, sized) = pyplot.subplots(1, 2, layout="constrained", figsize=(12, 4))
+    roof = found["steps"][-1]["flops_per_second"] / 1e9  # the matrix products come last
+    for row, step in enumerate(found["steps"]):
+        named.barh(row, step["flops_per_second"] / 1e9, color="0.6", height=0.6)
+        named.annotate(f" {step['flops_per_second'] / 1e9 / roof:.0%}",
+                       (step["flops_per_second"] / 1e9, row), va="center", fontsize=8)
+    named.set_yticks(range(len(found["steps"])), [step["name"] for step in found["steps"]],
+                     fontsize=8)
+    named.invert_yaxis()
+    named.set_xlabel("needed arithmetic done in a second, GFLOP/s")
+    growth = found.get("growth", [])
+    for row in growth[-1:]:
+        sized.axhline(row["flops_per_second"] / 1e9, color="black", label="matrix products")
+    for other, sign in (("batch_size", "o"), ("seq_length", "s"), ("num_hidden_layers", "^")):
+        rows = [row for row in growth if row["name"].startswith((other, "base"))]
+        rows.sort(key=lambda row: row["flops"])
+        sized.plot([row["flops"] / 1e9 for row in rows],
+                   [row["flops_per_second"] / 1e9 for row in rows], sign + "-", color="black",
+                   linewidth=0.5, markerfacecolor="none", label=f"other {other}")
+    sized.set_xscale("log")
+    sized.set_ylim(0, 1.15 * roof)
+    sized.set_xlabel("arithmetic that one step of RoBERTa needs, GFLOP")
+    sized.set_ylabel("GFLOP/s")
+    sized.legend(fontsize=8, loc="lower right")
+    for plot in (named, sized):
+        plot.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)

@@ -1,5 +1,6 @@
 """The bench: what it counts, what it times, what it prints; never how fast anything is."""
 import dataclasses
+import importlib.util
 import json
 import sys
 
@@ -13,6 +14,7 @@ from minibert.bench import Case, flops_of, random_text, take_turns
 from minibert.config import BenchConfig, ModelConfig, RunConfig
 from minibert.data import full_sentences, segment_pairs
 from minibert.errors import UserError
+from minibert.figures import draw_speed
 from minibert.verdicts import speed_lines, speed_table
 
 TOY = BenchConfig(num_hidden_layers=2, hidden_size=64, vocab_size=200, seq_length=16, batch_size=4,
@@ -99,6 +101,11 @@ def test_parts_and_tables(monkeypatch, capsys, tmp_path):
                 "| matrix products |", "| dynamic masks |", "| bert-base, batch 64 |",
                 "| seq_length 32, batch_size 2 |", "| num_hidden_layers 4 |"):
         assert row in shown
+    drawn = tmp_path / "speed.png"
+    if importlib.util.find_spec("matplotlib"):
+        draw_speed(found, drawn)
+        draw_speed({"steps": found["steps"]}, tmp_path / "steps.png")  # of --only steps
+        assert (tmp_path / "steps.png").stat().st_size < drawn.stat().st_size
     with pytest.raises(UserError, match="no part 'poetry'; the parts are steps"):
         bench.bench(dataclasses.replace(TOY, only="steps,poetry"))
 
