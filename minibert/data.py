@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -104,38 +104,47 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer, folder: Path,
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text: brackets and a word
     dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32)
-    lengths, counts = array("I"), array("I")  # tokens of each sentence, sentences of each document
+    # Tokens of each sentence; sentences and tokens of each document.
+    lengths, counts, sizes = array("I"), array("I"), array("I")
     with open(folder / "staged", "wb") as staged:
         while chunk := [sentences_of(document) for document in islice(documents, 500)]:
             flat = [sentence for document in chunk for sentence in document]
             encoded = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
             for document in chunk:
                 sentences = [found.ids for found in islice(encoded, len(document)) if found.ids]
-                counts.append(len(sentences))
-                lengths.extend(map(len, sentences))
                 ids = [id for sentence in sentences for id in sentence] + [special.sep]
+                lengths.extend(map(len, sentences))
+                counts.append(len(sentences))
+                sizes.append(len(ids))
                 staged.write(np.array(ids, dtype).tobytes())
-    lengths, counts = np.array(lengths, np.int64), np.array(counts, np.int64)
-    of_document = np.split(lengths, counts.cumsum()[:-1])
-    sizes = np.array([sentences.sum() + 1 for sentences in of_document])
-    starts = sizes.cumsum() - sizes
+    counts, sizes = np.array(counts, np.int64), np.array(sizes, np.int64)
+    firsts, starts = counts.cumsum() - counts, sizes.cumsum() - sizes
     for part, chosen in (("held-out", order[:held_out]), ("train", order[held_out:])):
         chosen = chosen[counts[chosen] > 0]
         if not len(chosen):
             raise UserError("too few documents hold any text; add some, with a blank line between")
         with open(folder / "staged", "rb") as staged, \
-                open(folder / f"{part}.tokens.npy", "wb") as tokens:
-            np.lib.format.write_array_header_1_0(tokens, {
-                "descr": dtype.str, "fortran_order": False, "shape": (int(sizes[chosen].sum()),)})
+                open(folder / f"{part}.tokens.npy", "wb") as tokens, \
+                open(folder / f"{part}.bounds.npy", "wb") as bounds:
+            _npy_header(tokens, dtype, int(sizes[chosen].sum()))
+            _npy_header(bounds, np.dtype(np.int64), int(counts[chosen].sum()), 2)
+            written = 0
             for document in chosen:
                 staged.seek(starts[document] * dtype.itemsize)
                 tokens.write(staged.read(sizes[document] * dtype.itemsize))
-        chosen_lengths = np.concatenate([lengths[:0], *(of_document[d] for d in chosen)])
-        separators = np.repeat(np.arange(len(chosen)), counts[chosen])
-        ends = chosen_lengths.cumsum() + separators
-        np.save(folder / f"{part}.bounds.npy", np.stack([ends - chosen_lengths, ends], 1))
+                first = firsts[document]
+                own = np.array(lengths[first:first + counts[document]], np.int64)
+                ends = written + own.cumsum()
+                bounds.write(np.stack([ends - own, ends], 1).tobytes())
+                written += sizes[document]
         np.save(folder / f"{part}.documents.npy", np.append(0, counts[chosen].cumsum()))
     (folder / "staged").unlink()
+
+
+def _npy_header(file: BinaryIO, dtype: np.dtype, *shape: int) -> None:
+    """Begin a file of numpy's format, whose numbers follow piece by piece."""
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False,
+                                                "shape": shape})
 
 
 def load_text(folder: Path, part: str) -> Text:
