@@ -7,7 +7,7 @@ from minibert.config import (BUDGETS, BenchConfig, FinetuneConfig, ModelConfig, 
 from minibert.errors import run_cli
 
 
-def main():
+def main() -> None:
     parser = Parser(prog="python -m minibert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="make a corpus ready, so that runs find it so")

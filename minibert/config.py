@@ -6,7 +6,7 @@ default below. The names of the model's fields are those of Hugging Face's `conf
 import argparse
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from minibert.errors import UserError
 
@@ -41,6 +41,9 @@ class ModelConfig:
         if self.model_type not in ("bert", "roberta", "distilbert"):
             raise UserError(f"model type {self.model_type!r} is not known; "
                             "use bert, roberta or distilbert")
+        if not 0 <= self.pad_token_id < self.vocab_size or self.type_vocab_size < 0:
+            raise UserError(f"the padding token {self.pad_token_id} or {self.type_vocab_size} "
+                            "token types cannot be; change them")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(f"hidden size {self.hidden_size} is no multiple of "
                             f"{self.num_attention_heads} attention heads; change one of them")
@@ -281,17 +284,17 @@ def pick_device(name: str) -> str:
 class Parser(argparse.ArgumentParser):
     """argparse, with our one line for what is wrong."""
 
-    def error(self, message: str):  # argparse prints the whole usage first; one line says more
+    def error(self, message: str) -> NoReturn:  # argparse prints the usage first; this says more
         raise UserError(f"{message}; see --help")
 
 
-def add_flags(parser: Parser, config: type, recipe: dict[str, Any] = {},
+def add_flags(parser: Parser, config: type, recipe: dict[str, Any] | None = None,
               without: tuple[str, ...] = ()) -> None:
     """A flag for each setting of a config class; only those that are given reach the namespace."""
     group = parser.add_argument_group(config.__doc__.splitlines()[0])
     for item in dataclasses.fields(config):
         if item.metadata and item.name not in without:
-            _add_flag(group, item, recipe.get(item.name, item.default))
+            _add_flag(group, item, (recipe or {}).get(item.name, item.default))
 
 
 def _add_flag(group: Any, item: dataclasses.Field, default: Any) -> None:
@@ -313,7 +316,9 @@ def _flag(name: str) -> str:
 def _check(config: type, values: dict[str, Any]) -> None:
     """Raise UserError at the first value that its field does not allow."""
     for item in dataclasses.fields(config):
-        allowed = item.metadata.get("allowed")
+        allowed, value = item.metadata.get("allowed"), values.get(item.name, item.default)
+        if type(value) not in ((int, float) if item.type is float else (item.type,)):
+            raise UserError(f"{_flag(item.name)} must be {item.type.__name__}; it is {value!r}")
         if not allowed or item.name not in values:
             continue
         value = values[item.name]

@@ -10,6 +10,8 @@ class UserError(Exception):
 
 def run_cli(main: Callable[[], None]) -> None:
     """Run a command's `main`, turning what the user can put right into one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its code
+        stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except KeyboardInterrupt:

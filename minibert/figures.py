@@ -52,7 +52,7 @@ def _draw_arms(plot: Any, claim: dict[str, Any]) -> None:
     arms = claim["arms"]
     kinds = dict.fromkeys(contrast["measure"].split(".")[0] for contrast in claim["contrasts"])
     for kind, shade, sign, shift, above in zip(kinds, ("black", "grey"), "os", (0, 0.25), (9, -16)):
-        for row, (name, arm) in enumerate(arms.items()):
+        for row, arm in enumerate(arms.values()):
             values = losses(arm, kind)
             plot.plot(values, [row + shift] * len(values), sign, color=shade,
                       markerfacecolor="none", label=kind if row == 0 else None)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from minibert.config import FinetuneConfig, ModelConfig, RunConfig, pick_device
 from minibert.errors import UserError
-from minibert.hub import load_pretrained, read_tensors
+from minibert.hub import load_pretrained, read_tensors, shell
 from minibert.losses import soft_target_loss
 from minibert.masking import hash_bits
 from minibert.model import Encoder, initialize
@@ -215,17 +215,18 @@ def load_classifier(folder: str) -> tuple[SequenceClassifier, Tokenizer, dict]:
     path = Path(folder)
     try:
         about = json.loads((path / "classifier.json").read_text(encoding="utf-8"))
-        with torch.device("meta"):  # shapes without memory, as in `load_pretrained`
-            model = SequenceClassifier(ModelConfig(**about["model"]), len(about["classes"]) or 1)
+        config, classes = ModelConfig(**about["model"]), [str(name) for name in about["classes"]]
         about |= {name: int(about[name]) for name in ("texts", "max_length")}
     except FileNotFoundError:
         raise UserError(f"{folder} has no classifier; make one with python -m minibert finetune") \
             from None
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, UserError) as error:
         raise UserError(f"{path}/classifier.json cannot be used ({error}); fine-tune again") \
             from None
+    weights = read_tensors(path / "classifier.pt")
+    model = shell(lambda: SequenceClassifier(config, len(classes) or 1), config, weights, folder)
     try:
-        model.load_state_dict(read_tensors(path / "classifier.pt"), assign=True)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise UserError(f"{path}/classifier.pt does not fit classifier.json "
                         f"({str(error).splitlines()[-1].strip()}); fine-tune again") from None

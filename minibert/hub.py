@@ -6,11 +6,12 @@ and value projections are one matrix here, so that entry holds two names.
 import dataclasses
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from minibert.config import ModelConfig
 from minibert.errors import UserError
@@ -128,8 +129,7 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
                         "the run that it was made from")
     theirs = _read_weights(folder)
     config = _read_config(folder, "cls.seq_relationship.weight" in theirs)
-    with torch.device("meta"):  # shapes without memory: the file's tensors become the weights
-        model = MaskedLM(config)
+    model = shell(lambda: MaskedLM(config), config, theirs, folder)
     decoder = _DECODERS[config.model_type]
     ignored = {f"{decoder}.weight", f"{decoder}.bias", "bert.embeddings.position_ids",
                "roberta.embeddings.position_ids", "roberta.pooler.dense.weight",
@@ -160,6 +160,23 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     return model, tokenizer
 
 
+def shell(make: Callable[[], nn.Module], config: ModelConfig, weights: dict[str, Tensor],
+          folder: str | Path) -> nn.Module:
+    """What `make` makes of a stranger's config, without memory: the file's tensors become weights.
+
+    Raises UserError when the config asks for more layers than there are weights, or sizes that no
+    tensor has.
+    """
+    if config.num_hidden_layers > len(weights):
+        raise UserError(f"{folder} lacks weights: {config.num_hidden_layers} layers are more than "
+                        f"its {len(weights)} tensors; copy the folder again")
+    try:
+        with torch.device("meta"):
+            return make()
+    except RuntimeError as error:
+        raise UserError(f"{folder} asks for an impossible model ({error}); copy it again") from None
+
+
 def _read_config(folder: Path, next_sentence: bool) -> ModelConfig:
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -173,7 +190,7 @@ def _read_config(folder: Path, next_sentence: bool) -> ModelConfig:
     except FileNotFoundError:
         raise UserError(f"{folder}/config.json is missing; name the folder of a finished run or "
                         "of a Hugging Face model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, UserError) as error:  # of a field, too
         raise UserError(f"{folder}/config.json cannot be used ({error}); copy it again") from None
 
 

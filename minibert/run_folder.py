@@ -7,13 +7,18 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tokenizers
 import torch
 
 from minibert.config import RunConfig
 from minibert.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two processes in one folder go unnoticed
+    fcntl = None
 
 NOT_COMPARED = ("out", "device")  # settings in which a run may differ from when it was started
 
@@ -27,8 +32,12 @@ def finished(run: RunConfig, about: dict[str, Any]) -> bool:
     return done
 
 
-def open_run(run: RunConfig, about: dict[str, Any]) -> None:
-    """Make the run folder with its run.json, or check that the one there is of the same run."""
+def open_run(run: RunConfig, about: dict[str, Any]) -> IO:
+    """Make the run folder with its run.json, or check that the one there is of the same run.
+
+    Returns an open file, locked: as long as it is open no other process can train there. Raises
+    UserError where one does.
+    """
     out = Path(run.out)
     if (out / "run.json").exists():
         _compare(run, about)
@@ -37,6 +46,14 @@ def open_run(run: RunConfig, about: dict[str, Any]) -> None:
             raise UserError(f"{out} is there and is no run folder; name another with --out")
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "run.json", {"settings": dataclasses.asdict(run), **about, **machine()})
+    held = open(out / ".lock", "w")  # a file that nobody else opens: closing it gives up the lock
+    try:
+        if fcntl:
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process gives it back
+    except (BlockingIOError, PermissionError):  # what POSIX allows to be said of a held lock
+        raise UserError(f"another process is training in {out}; wait for it, or name another "
+                        "folder with --out") from None
+    return held
 
 
 def _compare(run: RunConfig, about: dict[str, Any]) -> None:
@@ -84,6 +101,6 @@ def written_aside(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         os.replace(aside, path)
     except RuntimeError as error:  # torch's writer hides what the file system said
-        raise error.__context__ if isinstance(error.__context__, OSError) else error
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     finally:
         aside.unlink(missing_ok=True)

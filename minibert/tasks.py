@@ -152,9 +152,9 @@ def read_task(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[str]]
         raise UserError(f"{path} has no column {missing[0]!r}; it has {', '.join(names)}")
     columns = [names.index(name) for name in wanted]
     for number, row in enumerate(rows[task.header:], task.header + 1):
-        if len(row) <= max(columns):
-            raise UserError(f"{path}: row {number} has {len(row)} columns, too few; "
-                            "separate them by single tabs")
+        if len(row) != len(rows[0]):  # a stray tab would put a word where the label should be
+            raise UserError(f"{path}: row {number} has {len(row)} columns, the first row "
+                            f"{len(rows[0])}; separate them by single tabs")
     cells = [[row[column] for column in columns] for row in rows[task.header:]]
     return [tuple(row[:-1]) for row in cells], [row[-1] for row in cells]
 

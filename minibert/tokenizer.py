@@ -1,4 +1,5 @@
 """WordPiece (BERT) or byte-level BPE (RoBERTa), trained with the `tokenizers` library."""
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from minibert.errors import UserError
 # The five special tokens: BERT's names, and RoBERTa's in the same roles.
 WORDPIECE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BYTE_BPE = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
+# Learning from a word takes the square of its length: a megabyte without a space would take hours.
+LONG_WORD = re.compile(r"\S{1000}")
 
 
 class Specials(NamedTuple):
@@ -30,12 +33,13 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], kind: str, vocab_size: i
     lower-cased as in bert-base-uncased, or "bpe". Returns a tokenizer of exactly vocab_size
     entries. Raises UserError when the text does not support that many, or needs more.
     """
+    cut = lambda: (LONG_WORD.sub(r"\g<0> ", text) for text in texts())
     if kind == "wordpiece":
         # The library numbers the ##characters in an order that changes from run to run, and ties
         # between merges go by number. So they are collected first, then given in sorted order.
-        found = _train_wordpiece(texts(), list(WORDPIECE), vocab_size=0).get_vocab()
+        found = _train_wordpiece(cut(), list(WORDPIECE), vocab_size=0).get_vocab()
         characters = sorted(token for token in found if token.startswith("##"))
-        trained = _train_wordpiece(texts(), [*WORDPIECE, *characters], vocab_size)
+        trained = _train_wordpiece(cut(), [*WORDPIECE, *characters], vocab_size)
         tokenizer = _wordpiece(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
         tokenizer.add_special_tokens(list(WORDPIECE))
         first, last, pair = "[CLS]", "[SEP]", "$A [SEP] $B:1 [SEP]:1"
@@ -43,7 +47,7 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], kind: str, vocab_size: i
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.train_from_iterator(texts(), trainers.BpeTrainer(
+        tokenizer.train_from_iterator(cut(), trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=list(BYTE_BPE), show_progress=False,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
         first, last, pair = "<s>", "</s>", "$A </s> </s> $B </s>"

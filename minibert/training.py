@@ -119,7 +119,7 @@ class Training:
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
             eps=1e-6, fused=True)
         if self.rank == 0:
-            open_run(run, about)
+            self.lock = open_run(run, about)  # held as long as this object lives
         self._wait_for_all()
         self._resume()
         self.interrupted = 0
@@ -208,7 +208,8 @@ class Training:
                     "tokens": self.tokens, "targets": self.targets,
                     "seconds": round(self.seconds, 1)}
         write_json(self.out / "metrics.json", metrics)  # the last file: it marks a finished run
-        (self.out / "checkpoint.pt").unlink(missing_ok=True)
+        for name in ("checkpoint.pt", ".lock"):
+            (self.out / name).unlink(missing_ok=True)
         result = metrics["full-sentences"]
         print(f"{self.out}: finished {self.step} steps in {self.seconds:.0f} s; held-out MLM loss "
               f"{result['mlm_loss']:.3f} (unigram {result['unigram_entropy']:.3f}), "

@@ -165,6 +165,18 @@ def test_runner_order_and_side_by_side(scripts, capsys):
     assert before == {out: (out / "metrics.json").read_text() for out in before}
 
 
+def test_runner_after_a_last_step(scripts, capsys):
+    """Catches an estimate that divides by what was gained: nothing, where a run was stopped between
+    its last step and its metrics."""
+    run = scripts("stopped", "--steps", "4")
+    run.out.mkdir(parents=True)
+    (run.out / "log.jsonl").write_text('{"step": 4}\n')
+    (run.out.parent.parent / "fake.py").write_text(
+        f"open({str(run.out / 'metrics.json')!r}, 'w').close()")
+    run_all([run], jobs=1)
+    assert "1 of 1 runs done, 0 min left" in capsys.readouterr().out
+
+
 def test_runner_takes_the_longest_first_and_no_more_than_jobs(scripts):
     """Catches a core that is idle at the end, and more runs at once than there are cores."""
     runs = [scripts("short", cost=1.0), scripts("long", cost=3.0), scripts("middle", cost=2.0)]

@@ -29,7 +29,7 @@ def test_line_budgets():
     """Catches a file, or a project, that outgrows an afternoon's reading."""
     assert sum(len(lines(ROOT / name)) for name in FROM_TEXT_TO_LOSS) <= 800
     tools = sum(len(lines(path)) for path in TOOLS)
-    assert sum(len(lines(path)) for path in CODE) - tools <= 2700 and tools <= 2400
+    assert sum(len(lines(path)) for path in CODE) - tools <= 2750 and tools <= 2400
     assert max(len(lines(path)) for path in CODE) <= 350
     assert len(README.splitlines()) <= 220
 
