@@ -97,6 +97,17 @@ def test_trap_40_all_families_by_one_rule():
     assert shapes["bert"] == shapes["roberta"] == shapes["distilbert"]
 
 
+def test_trap_40_reads_the_mean_of_what_is_no_padding(monkeypatch):
+    """Catches a classifier that reads [CLS] alone, or padding, too."""
+    model = SequenceClassifier(CONFIG, 3).eval()
+    hidden = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(model.encoder, "forward", lambda *ids, **masks: hidden)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    mean = torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
+    found = model(torch.zeros(2, 4, dtype=torch.long), attention_mask=mask)
+    assert torch.allclose(found, model.classifier(torch.tanh(model.dense(mean))), atol=1e-6)
+
+
 def test_padding_does_not_change_the_class():
     """Catches a mean that counts padding."""
     model = SequenceClassifier(CONFIG, 3).eval()
@@ -122,7 +133,8 @@ def test_prediction_is_without_dropout():
     ("", "", "holds no rows"),
     ("label\ttext\n", "", "holds no rows"),
     ("label\tsentence\na\tb\n", "", "no column 'text'"),
-    ("label\ttext\na\n", "", "row 2 has 1 columns"),
+    ("label\ttext\na\n", "", "row 2 has 1 columns, the first row 2"),
+    ("label\ttext\na\tb\tc\n", "", "row 2 has 3 columns"),
     ("label\ttext\na\tb\n", "label\ttext\na\tb\n", "different labels"),
     ("label\ttext\na\tb\nc\td\n", "label\ttext\nz\tb\n", "label 'z'"),
 ])

@@ -410,13 +410,16 @@ def test_initial_weights_are_bert_s(kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 def test_blocks_are_post_norm(kind):
-    """Would catch: pre-norm blocks, where what is added up is not normalised."""
+    """Would catch: pre-norm blocks, where what is added up is not normalised: after the
+    feed-forward network, or before it."""
     model = tiny(**kind)
     outputs = []
     for module in (model.encoder.embeddings, *model.encoder.layers):
         module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    for layer in model.encoder.layers:
+        layer.intermediate.register_forward_pre_hook(lambda module, inputs: outputs.append(*inputs))
     model(sentences()[0])
-    assert len(outputs) == 3
+    assert len(outputs) == 5
     for output in outputs:
         assert_close(output.mean(-1), torch.zeros(2, 9), atol=1e-5)
         assert_close(output.var(-1, unbiased=False), torch.ones(2, 9), atol=1e-3)

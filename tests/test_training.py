@@ -15,11 +15,13 @@ from conftest import BUDGET, TOY, assert_one_error_line, start_script
 import minibert.training as training_module
 from minibert.config import ModelConfig, RunConfig
 from minibert.corpus import prepare
+from minibert.data import Batches
 from minibert.errors import UserError
 from minibert.losses import mlm_loss
-from minibert.masking import IGNORE, mask_tokens
+from minibert.masking import IGNORE, DynamicMasker, mask_tokens
 from minibert.model import Block, MaskedLM
 from minibert.run_folder import written_aside
+from minibert.tokenizer import specials
 from minibert.evaluation import evaluate, evaluation_set
 from minibert.training import Training, learning_rate, optimizer_groups
 
@@ -103,6 +105,36 @@ def test_trap_25_rate_moves_once_an_update(toy_text, tmp_path, run_script):
     rates = [[line["learning_rate"] for line in log(tmp_path / count) if "loss" in line]
              for count in ("1", "4")]
     assert rates[0] == rates[1]
+
+
+@pytest.mark.parametrize("limit", [0.05, 0.0])
+def test_gradients_are_clipped(limit, toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a limit that is not read, or read as "none" where it is not; 0 means none."""
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def measured(self):
+        norms.append(torch.stack([parameter.grad.norm() for group in self.param_groups
+                                  for parameter in group["params"]]).norm().item())
+        step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run",
+               "--max-grad-norm", limit)
+    assert len(norms) == 12
+    assert max(norms) <= 0.0501 if limit else min(norms) > 0.5
+
+
+def test_trap_39_tokens_are_no_padding(toy_text, tmp_path, run_script):
+    """Catches a budget in which padding counts: a run would look longer than it is."""
+    run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    run = RunConfig(**about["settings"])
+    tokenizer, text, _, _ = prepare(run.corpus, run.tokenizer, 70)
+    batches = Batches(text, run, specials(tokenizer), "cpu", DynamicMasker().copy)
+    tokens = sum(int((next(batches).input_ids != 0).sum()) for _ in range(12))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["tokens"] == log(tmp_path / "run")[-2]["tokens"] == tokens < 12 * 8 * 16
 
 
 def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
@@ -206,6 +238,20 @@ def test_trap_16_evaluation_is_fixed(held_out):
     assert results[0]["hash"] == results[2]["hash"]
     assert results[0]["mlm_loss"] == pytest.approx(results[2]["mlm_loss"], abs=1e-5)
     assert 20 <= results[0]["targets"] <= 22
+
+
+def test_trap_37_hash_sees_every_part(held_out):
+    """Catches losses that count as comparable though another token was asked for, at another
+    place, or beside other words."""
+    tokenizer, text = held_out
+    run = dataclasses.replace(RUN, seq_length=16, eval_targets=20)
+    model = MaskedLM(CONFIG)
+    batch, *targets = evaluation_set(text, "full-sentences", run, tokenizer, "cpu")
+    hashes = {evaluate(model, (batch, *targets))["hash"]}
+    for part in (batch.input_ids, *targets):
+        part[0, 0] += 1
+        hashes.add(evaluate(model, (batch, *targets))["hash"])
+    assert len(hashes) == 4
 
 
 def test_unigram_entropy_and_accuracy(held_out):

@@ -1,0 +1,343 @@
+"""Planted bugs: `make mutants` makes each of these changes in a copy and runs the tests there.
+
+A change that no test notices is a survivor, and named. The tests of the changed file run first;
+what they let through meets the whole suite. The numbers are those of the traps that the papers'
+readers fall into, "contract" is a promise of this project's own.
+"""
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+# Without the tests of the README, which notice that lines were added, not what they do.
+WHOLE = "tests minibert data distill.py --ignore=tests/test_promises.py"
+
+
+class Mutant(NamedTuple):
+    says: str  # the bug
+    file: str
+    before: str  # found once in the file
+    after: str
+    tests: str  # pytest's arguments for the tests that should notice it
+
+
+def of(file: str, tests: str, *bugs: tuple[str, str, str]) -> list[Mutant]:
+    return [Mutant(says, file, before, after, tests) for says, before, after in bugs]
+
+
+MUTANTS = [
+    *of("minibert/masking.py", "tests/test_masking.py",
+        ("5 special tokens are hidden", "candidate = ~torch.isin(input_ids, special)",
+         "candidate = input_ids != pad_id"),
+        ("6 padding is predicted", "candidate = ~torch.isin(input_ids, special)",
+         "candidate = ~torch.isin(input_ids, special[1:])"),
+        ("7 kept tokens have no label", "torch.where(used, original, IGNORE)",
+         "torch.where(used & (draw < 9), original, IGNORE)"),
+        ("8 random words are .1 of the rest", "torch.where(draw == 8, random_word,",
+         "torch.where((draw == 8) & (random_word % 10 == 0), random_word,"),
+        ("8 all of them become [MASK]", "torch.where(draw < 8, mask_id,",
+         "torch.where(draw < 10, mask_id,"),
+        ("9 random words may be special", "words = words[~torch.isin(words, special)]",
+         "words = words[special[:1]:]"),
+        ("10 the count is cut, not rounded", "max(1, round(rate * n))", "max(1, int(rate * n))"),
+        ("10 short sequences predict nothing", "max(1, round(rate * n))", "round(rate * n)"),
+        ("11 dynamic masks stay the same", "copy of its own.\"\"\"\n        return epoch",
+         "copy of its own.\"\"\"\n        return 0"),
+        ("11 the epoch is no key of the choice", "hash_bits(seed, epoch, \"choose\"",
+         "hash_bits(seed, 0, \"choose\""),
+        ("12 all sequences have one mask", "\"choose\", row, position", "\"choose\", position"),
+        ("12 the mask depends on the batch", "row = index[:, None]",
+         "row = torch.arange(len(index), device=device)[:, None]"),
+        ("13 static masks are drawn again", "return epoch % self.masks", "return epoch"),
+        ("13 one static mask too many", "return epoch % self.masks",
+         "return epoch % (self.masks + 1)"),
+        ("14 labels are what the model sees", "torch.where(used, original, IGNORE)",
+         "torch.where(used, inputs.gather(1, positions), IGNORE)"),
+        ("15 the caller's tokens are changed",
+         "inputs = one_wider.scatter(1, slots, hidden)[:, :S]",
+         "inputs = input_ids.copy_(one_wider.scatter(1, slots, hidden)[:, :S])"),
+        ("contract: the seed is no key", "score = hash_bits(seed,", "score = hash_bits(0,"),
+        ("42 words are cut after all", "first = candidate & ~(continues & after_candidate)",
+         "first = candidate")),
+    *of("minibert/tokenizer.py", "tests/test_corpus.py",
+        ("42 Ġ is read as ##", "not token.startswith(\"Ġ\")", "token.startswith(\"Ġ\")"),
+        ("contract: another vocabulary each time", "characters = sorted(", "characters = list(")),
+    *of("minibert/data.py", "tests/test_data.py",
+        ("1 the label is turned round", "int(is_random)))", "int(not is_random)))"),
+        ("2 B is from the same document", "other += other >= document", "other += 0"),
+        ("2 B is always random", "is_random = i - start == 1 or draw.random() < 0.5",
+         "is_random = True"),
+        ("3 what was not used is lost", "i = split  # what", "pass  # what"),
+        ("4 cut at the end only", "front = draw.random() < 0.5", "front = False"),
+        ("4 the shorter side is cut", "if a_end - a_start > b_end - b_start:",
+         "if a_end - a_start < b_end - b_start:"),
+        ("38 document sentences cross over", "new_document = i == first and not cross_documents",
+         "new_document = False"),
+        ("38 no block crosses over", "new_document = i == first and not cross_documents",
+         "new_document = i == first"),
+        ("38 a sentence too many", "if new_document or stop - block_start > max_tokens:",
+         "if new_document or stop - block_start > max_tokens + 1:"),
+        ("contract: token types of B's [SEP]", "((p >= a + 2) & (p < length)).long()",
+         "in_b.long()"),
+        ("contract: padding is attended to",
+         "(p < length).long(), (", "(p < seq_length).long(), ("),
+        ("contract: one order for all epochs", "\"order\", epoch, number", "\"order\", 0, number"),
+        ("contract: pairs ignore the masks' copy", "copy=self.copy(epoch),", "copy=epoch,"),
+        ("contract: no [SEP] between documents", "for id in sentence] + [special.sep]",
+         "for id in sentence]")),
+    *of("minibert/corpus.py", "tests/test_corpus.py",
+        ("41 the vocabulary sees held-out text", "if number not in held_out]", "]"),
+        ("41 held-out text is trained on", "HELD_OUT = 0.08", "HELD_OUT = 0.0"),
+        ("contract: another text, the same arrays", "digest.update(content.digest())", "pass")),
+    *of("minibert/model.py", "tests/test_model.py",
+        ("17 the attention mask is turned round", "(1 - attention_mask[:, None, None, :].float())",
+         "attention_mask[:, None, None, :].float()"),
+        ("17 the 0/1 mask is added as it is",
+         "bias = (1 - attention_mask[:, None, None, :].float()) * -10000",
+         "bias = attention_mask[:, None, None, :].float()"),
+        ("17 the attention mask is ignored", "if attention_mask is not None:", "if False:"),
+        ("18 dropout while evaluating", "self.dropout if self.training else 0.0", "self.dropout"),
+        ("19 token types in the mask's place", "def forward(self, input_ids: Tensor, *, "
+         "attention_mask: Tensor | None = None,\n                token_type_ids: Tensor | None = "
+         "None,\n                positions", "def forward(self, input_ids: Tensor, attention_mask: "
+         "Tensor | None = None,\n                token_type_ids: Tensor | None = None,\n"
+         "                positions"),
+        ("20 rows of a batch mix", "return self.dropout(self.norm(total))",
+         "return self.dropout(self.norm(total + 0.01 * total.mean(0)))"),
+        ("21 the decoder is not tied", "words = self.encoder.embeddings.word.weight  # (V, H)",
+         "words = self.encoder.embeddings.word.weight.detach()"),
+        ("21 the bias is added twice", "F.linear(transformed, words, self.decoder_bias)",
+         "F.linear(transformed, words, self.decoder_bias) + self.decoder_bias"),
+        ("22 RoBERTa counts from 0",
+         "position = token.cumsum(1) * token + self.config.pad_token_id",
+         "position = token.cumsum(1) * token"),
+        ("22 RoBERTa counts padding", "token.cumsum(1) * token +",
+         "torch.arange(1, input_ids.shape[1] + 1).expand_as(token) +"),
+        ("22 positions off by one", "position = torch.arange(input_ids.shape[1],",
+         "position = torch.arange(1, 1 + input_ids.shape[1],"),
+        ("27 -1e9 in half precision", "* -10000", "* -1e9"),
+        ("36 weights are not initialised",
+         "        initialize(self, config.initializer_range, seed)",
+         "        pass"),
+        ("36 no scaling of the scores", " / math.sqrt(query.shape[-1])", ""),
+        ("contract: pre-norm", "read = self.attention_norm(read + attended)",
+         "read = read + self.attention_norm(attended)"),
+        ("contract: keys only where it is read", "self.attention(read, hidden, bias)",
+         "self.attention(read, read, None)"),
+        ("contract: [CLS] is not read", "read = F.pad(positions, (1, 0))",
+         "read = torch.cat([positions[:, :1], positions], 1)"),
+        ("contract: predictions off by one", "else hidden[:, 1:]", "else hidden[:, :-1]"),
+        ("contract: weights by order, not name", "hash_bits(seed, \"initial weights\", name)",
+         "hash_bits(seed, \"initial weights\")"),
+        ("contract: not BERT's truncated normal", "std, -2 * std, 2 * std,", "std, -2, 2,")),
+    *of("minibert/losses.py", "tests/test_losses.py",
+        ("1 the NSP label is turned round", "F.cross_entropy(_wide(logits), is_random_next,",
+         "F.cross_entropy(_wide(logits), 1 - is_random_next,"),
+        ("7 unused slots are in the mean", "labels.flatten() != IGNORE, count)", "None, count)"),
+        ("7 index 0 is ignored, too", "ignore_index=IGNORE, reduction",
+         "ignore_index=0, reduction"),
+        ("10 nothing predicted gives NaN", ".clamp(min=1)", ""),
+        ("26 the mean of the parts' means", "    if count is None:", "    if True:"),
+        ("27 the loss is computed in halves", "return values.to(torch.promote_types("
+         "values.dtype, torch.float32))", "return values"),
+        ("28 KL's arguments are swapped", "F.kl_div(student, teacher,",
+         "F.kl_div(teacher, student,"),
+        ("28 the student gives probabilities", "student = F.log_softmax(", "student = F.softmax("),
+        ("29 batchmean of three dimensions", "_mean(divergence, real, count)",
+         "divergence.sum() / len(divergence)"),
+        ("29 the mean over the vocabulary",
+         "log_target=True).sum(-1)", "log_target=True).mean(-1)"),
+        ("30 T² is missing", "return temperature**2 * _mean(divergence", "return _mean(divergence"),
+        ("30 T on the student only", "_wide(teacher_logits) / temperature",
+         "_wide(teacher_logits)"),
+        ("31 positions that do not count do", "values = values.masked_fill(~real, 0)", "pass"),
+        ("33 cosine of the other sign", "distance = 1 - F.cos", "distance = 1 + F.cos")),
+    *of("distill.py", "tests/test_distill.py",
+        ("30 T on the hard labels, too", "mlm_loss(logits, words, predictions)",
+         "mlm_loss(logits / distill.temperature, words, predictions)"),
+        ("31 the teacher has dropout", "teacher.to(training.device).eval()",
+         "teacher.to(training.device).train()"),
+        ("31 the teacher learns",
+         "with torch.no_grad():  # the", "with torch.enable_grad():  # the"),
+        ("31 the teacher reads clean text", "taught = teacher(ids,",
+         "taught = teacher(batch.input_ids[:len(ids)],"),
+        ("31 unused slots are compared", "else (where, words != IGNORE)",
+         "else (where, words != 12345)"),
+        ("32 the flag is not read", "everywhere = distill.distill_positions == \"all\"",
+         "everywhere = False"),
+        ("34 the first layers only", "[round(i * (teacher_layers - 1) / gaps)", "[i"),
+        ("34 the map is cut, not rounded", "[round(i *", "[int(i *"),
+        ("contract: token types are dropped",
+         "                + teacher.encoder.embeddings.token_type.weight[0].detach())",
+         "                )"),
+        ("contract: --init is not read", "if distill.init == \"teacher\":", "if True:")),
+    *of("minibert/training.py", "tests/test_training.py",
+        ("18 no dropout while training", "self.module = model.to(self.device).train()",
+         "self.module = model.to(self.device).eval()"),
+        ("23 LayerNorm is decayed", "spared = id(parameter) in norms or name.endswith(\"bias\")",
+         "spared = name.endswith(\"bias\")"),
+        ("24 Adam's beta 2 is not the recipe's", "betas=(0.9, run.adam_beta2)",
+         "betas=(0.9, 0.999)"),
+        ("25 no warm-up", "return run.learning_rate * step / warmup", "return run.learning_rate"),
+        ("25 it does not end at 0", "(run.steps - step) / (run.steps - warmup)", "1.0"),
+        ("25 the schedule runs by parts", "group[\"lr\"] = learning_rate(self.step, self.run)",
+         "group[\"lr\"] = learning_rate(self.step // self.run.accumulation, self.run)"),
+        ("26 gradients are left over", "self.optimizer.zero_grad(set_to_none=True)", "pass"),
+        ("39 tokens include padding", "batch.attention_mask.sum(), \"targets\"",
+         "batch.attention_mask.new_tensor(batch.attention_mask.numel()), \"targets\""),
+        ("contract: clipping is ignored", "limit = self.run.max_grad_norm or math.inf",
+         "limit = math.inf"),
+        ("contract: resume with fresh dropout", "torch.manual_seed(hash_bits(self.run.seed, "
+         "\"dropout\", self.step,",
+         "torch.seed(); (hash_bits(self.run.seed, \"dropout\", self.step,"),
+        ("contract: resume starts the text anew",
+         "self.batches.position = tuple(state[\"position\"])",
+         "pass"),
+        ("contract: resume with a fresh Adam",
+         "self.optimizer.load_state_dict(state[\"optimizer\"])", "pass"),
+        ("contract: resume logs twice", "json.loads(line)[\"step\"] <= self.step]", "True]"),
+        ("contract: a loss that is no number goes on", "if not torch.isfinite(terms[\"loss\"]):",
+         "if False:")),
+    *of("minibert/training.py", "tests/test_parallel.py",
+        ("contract: processes average their sums", "(self.world * loss).backward()",
+         "loss.backward()"),
+        ("contract: all processes read the same rows",
+         "itertools.islice(chunks, self.rank, None, self.world)",
+         "itertools.islice(chunks, 0, None, self.world)")),
+    *of("minibert/evaluation.py", "tests/test_evaluation.py tests/test_training.py",
+        ("16 the evaluation's masks follow the seed", "order, seed=0, epoch=0,",
+         "order, seed=run.seed, epoch=0,"),
+        ("18 evaluated with dropout", "    model.eval()\n", "    pass\n"),
+        ("37 the hash does not see the targets",
+         "for tensor in (batch.input_ids, positions, labels)",
+         "for tensor in (batch.input_ids,)"),
+        ("37 the entropy in bits", "torch.special.xlogy(share, share).sum()",
+         "torch.special.xlogy(share, share).sum() / 0.6931"),
+        ("contract: the model stays in eval", "model.train(was_training)", "pass"),
+        ("contract: KL the other way round",
+         "soft_target_loss(output.mlm_logits, taught, 1.0,",
+         "soft_target_loss(taught, output.mlm_logits, 1.0,")),
+    *of("minibert/judge.py", "tests/test_judge.py tests/test_compare.py",
+        ("37 other evaluation sets are compared", "if len(hashes) > 1:", "if len(hashes) > 9:"),
+        ("39 unequal tokens are compared", "UNEQUAL = 0.01", "UNEQUAL = 0.5"),
+        ("contract: the gain is a loss",
+         "gains = [loss - better for", "gains = [better - loss for"),
+        ("contract: a normal, not a t interval", "half = T95[count - 2]", "half = 1.96"),
+        ("contract: the spread of n, not n - 1", "ddof=1", "ddof=0"),
+        ("contract: the plateau is compared", "PLATEAU = 0.5", "PLATEAU = 0.0"),
+        ("contract: no margin", "if -margin < low and high < margin:", "if False:")),
+    *of("minibert/compare.py", "tests/test_compare.py",
+        ("39 formats get unequal tokens", "(a + b + 2 + (b > 0)).mean()",
+         "(0 * a + run.seq_length).mean()"),
+        ("contract: students before teachers",
+         "[run for run in waiting if not run.teacher or run.teacher.done]", "list(waiting)")),
+    *of("minibert/finetune.py", "tests/test_finetune.py",
+        ("40 [CLS] only", "mean = (hidden * weight[:, :, None]).sum(1)", "mean = hidden[:, 0]"),
+        ("40 padding in the mean",
+         "weight = (attention_mask / attention_mask.sum(1, keepdim=True))",
+         "weight = (torch.ones_like(attention_mask) / attention_mask.shape[1])"),
+        ("contract: predicted with dropout", "    model.eval()\n", "    pass\n"),
+        ("contract: random weights are fine-tuned",
+         "model.encoder.load_state_dict(pretrained.encoder.state_dict())", "pass")),
+    *of("minibert/tasks.py", "tests/test_tasks.py",
+        ("contract: a floor that has seen the answers",
+         "bag_of_words(self.texts, self.labels, self.dev_texts)",
+         "bag_of_words(self.dev_texts, self.dev_labels, self.dev_texts)")),
+    *of("minibert/hub.py", "tests/test_hub.py",
+        ("contract: a stranger's pickle is executed", "weights_only=True)", "weights_only=False)"),
+        ("contract: weights that are not finite",
+         "if not torch.isfinite(tensor).all()]", "if False]"),
+        ("contract: misshapen weights", "if ours[name].shape != expected.shape:", "if False:"),
+        ("contract: unknown weights are dropped",
+         "if unknown := sorted(set(theirs) - ignored):", "if unknown := []:"),
+        ("contract: an untied decoder is tied",
+         "if words is not None and not torch.equal(", "if False and not torch.equal(")),
+    *of("minibert/run_folder.py", "tests/test_training.py tests/test_distill.py",
+        ("contract: other settings go on",
+         "if name not in NOT_COMPARED and before.get(name) != value:",
+         "if False:"),
+        ("contract: half-written files are seen", "aside = path.with_name(path.name + \".part\")",
+         "aside = path")),
+    *of("minibert/errors.py", "tests/test_config.py",
+        ("contract: bad input ends with 1", "    return 2", "    return 1")),
+    *of("data/download.py", "tests/test_download.py",
+        ("contract: a wrong SHA-256 is accepted", "if digest.hexdigest() != sha256:", "if False:"),
+        ("contract: members outside the folder", "or \"..\" in name.split(\"/\")", ""),
+        ("contract: a zip bomb is unpacked", "if opened.getinfo(name).file_size > limit:",
+         "if False:")),
+    *of("minibert/exact.py", "tests/test_exact.py",
+        ("contract: any loss is an identity", "holds = error < 1e-9 and", "holds ="),
+        ("contract: latency upside down", "[a / b for a, b in", "[b / a for a, b in")),
+]
+
+
+def plant(mutant: Mutant, folder: Path) -> None:
+    """Make the change in a copy of the project. Raises ValueError where it does not apply."""
+    text = (folder / mutant.file).read_text(encoding="utf-8")
+    if text.count(mutant.before) != 1:
+        raise ValueError(f"{mutant.file} holds {mutant.before!r} {text.count(mutant.before)} times")
+    (folder / mutant.file).write_text(text.replace(mutant.before, mutant.after), encoding="utf-8")
+
+
+def fails(folder: Path, tests: str) -> str:
+    """The first test that fails, "" where all pass."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()],
+        cwd=folder, capture_output=True, text=True, timeout=900,
+        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"})
+    if done.returncode == 0:
+        return ""
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+    return found[1] if found else f"pytest ended with {done.returncode}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="bugs whose name or file holds this")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if args.only in f"{mutant.file} {mutant.says}"]
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True,
+                           check=True).stdout.splitlines()
+    survivors: list[Mutant] = []
+    unsound: list[str] = []  # what fails without any bug
+    lock = threading.Lock()
+
+    def try_one(mutant: Mutant | None, tests: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            for file in files:
+                (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / file, Path(folder) / file)
+            if mutant is None:
+                unsound.append(fails(Path(folder), tests))
+                return
+            plant(mutant, Path(folder))
+            found = fails(Path(folder), tests) or fails(Path(folder), WHOLE)
+        with lock:
+            if not found:
+                survivors.append(mutant)
+            print(f"{'killed' if found else 'SURVIVED':9}{mutant.file:24}{mutant.says:46}{found}",
+                  flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        every = " ".join(dict.fromkeys(test for mutant in chosen for test in mutant.tests.split()))
+        jobs = [pool.submit(try_one, None, every)]
+        jobs += [pool.submit(try_one, mutant, mutant.tests) for mutant in chosen]
+        for job in jobs:
+            job.result()
+    if any(unsound):
+        sys.exit(f"error: without any bug {unsound[0]} fails; mend it, then plant again")
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} planted bugs were noticed")
+    sys.exit(bool(survivors))
+
+
+if __name__ == "__main__":
+    main()
