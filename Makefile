@@ -27,7 +27,8 @@ UNTAUGHT = --init random --alpha-kl 0 --alpha-cos 0
 STUDENTS = distilbert distilbert-untaught distilroberta distilroberta-untaught
 MODELS   = bert roberta $(STUDENTS)
 
-.PHONY: all models compare setup data $(MODELS) test test-training test-others parity smoke clean
+.PHONY: all models compare setup data $(MODELS) \
+        test test-training test-others parity lint faults mutants smoke clean
 
 # The claims of minibert/claims.py, judged: results/$(NAME)/report.md
 NAME   ?= mine
@@ -88,6 +89,21 @@ parity: setup $(if $(filter .venv/bin/python,$(PY)),.venv/parity)
 .venv/parity: .venv/ready requirements-hf.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-hf.txt
 	touch .venv/parity
+
+# Style, names that are not used, and types on every public function.
+lint: setup $(if $(filter .venv/bin/python,$(PY)),.venv/check)
+	$(PY) -m ruff check .
+
+# Ten minutes each: killed processes and hostile input; bugs that the tests have to notice.
+faults: setup $(if $(filter .venv/bin/python,$(PY)),.venv/check)
+	$(PY) -m pytest -o addopts="-q" --durations=5 tests/faults
+
+mutants: setup
+	@$(PY) tests/mutants.py $(MUTANTS)
+
+.venv/check: .venv/ready requirements-check.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-check.txt
+	touch .venv/check
 
 # What `make models` and `make all` do, at a toy budget: whether it works, not how well.
 smoke:

@@ -25,7 +25,7 @@ RECIPE = dict(input_format="full-sentences", nsp=False, masking="dynamic",
 STEPS = {"tiny": 800, "small": 10_000, "base": 250_000}
 
 
-def main():
+def main() -> None:
     run, chosen = parse_flags(__doc__, RECIPE, STEPS, DistillConfig, without=("nsp", "tokenizer"))
     distill = DistillConfig(**chosen)
     tokenizer = load_tokenizer(Path(distill.teacher) / "tokenizer.json")

@@ -19,7 +19,7 @@ RECIPE = dict(input_format="segment-pair", nsp=True, masking="static", static_ma
 STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
 
 
-def main():
+def main() -> None:
     run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
     tokenizer, text, held_out, corpus = prepare(run.corpus, run.tokenizer, shape["vocab_size"])
     pad = specials(tokenizer).pad

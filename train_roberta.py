@@ -20,7 +20,7 @@ RECIPE = dict(input_format="full-sentences", nsp=False, masking="dynamic",
 STEPS = {"tiny": 3000, "small": 20_000, "base": 500_000}
 
 
-def main():
+def main() -> None:
     run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
     tokenizer, text, held_out, corpus = prepare(run.corpus, run.tokenizer, shape["vocab_size"])
     pad = specials(tokenizer).pad

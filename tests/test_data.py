@@ -239,7 +239,7 @@ def test_random_b_is_from_another_document():
     """Would catch: a "random" B that is the real continuation or of the same document (trap 2)."""
     text = make_text([4, 4, 4], [4], [4, 4, 4, 4], [4, 4])
     seen = set()
-    for a_start, a_end, b_start, b_end, is_random in pairs_of(text, 12, copies=200):
+    for a_start, _, b_start, b_end, is_random in pairs_of(text, 12, copies=200):
         if is_random:
             a, b = document_of(text, a_start), document_of(text, b_start)
             assert a != b and document_of(text, b_end - 1) == b
