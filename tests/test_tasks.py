@@ -104,6 +104,13 @@ def test_overlap_is_a_floor_of_pairs(same, other, tmp_path):
     assert load_task("pair", write_task(tmp_path, rows, other_dev)).floors()["overlap"] == 0
 
 
+def test_floors_learn_from_the_training_rows_only(tmp_path):
+    """Catches a floor that has seen the answers: here the dev rows contradict the training rows."""
+    train, dev = ["good\t1", "bad\t0"] * 4, ["good\t0", "bad\t1"] * 4
+    folder = write_task(tmp_path, train, dev, header="text\tlabel")
+    assert load_task("text", folder).floors()["bag_of_words"] == 0
+
+
 def test_floors_of_values_and_of_many_classes(tmp_path):
     """Catches a floor that cannot be had, or NaN."""
     rows = ["a b\ta b\t5.0", "a b\ta c\t2.5", "a b\tc d\t0"]
