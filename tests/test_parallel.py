@@ -60,13 +60,14 @@ def test_two_processes_train_as_one(script, flags, toy_text, tmp_path):
         assert one == (two[0], pytest.approx(two[1], abs=1e-5), *two[2:])
 
 
-def test_two_processes_stop_and_go_on(toy_text, tmp_path):
+def test_two_processes_stop_and_go_on(toy_text, tmp_path, run_script):
     """Catches processes that stop at different steps, and a resume that only the first one makes:
     the run is stopped by SIGTERM, goes on in two processes, and ends as one that was not stopped.
     """
     flags = ["--steps", "60", "--checkpoint-every", "9"]
     teacher = tmp_path / "teacher"
-    finish(start("train_roberta", 1, teacher, toy_text))
+    run_script("train_roberta", *BUDGET, *TOY, *NO_DROPOUT, "--corpus", toy_text, "--out", teacher,
+               "--tasks", "none")
     taught = [*flags, "--teacher", str(teacher)]
     alone = start("distill", 1, tmp_path / "one", toy_text, *taught)
     stopped = start("distill", 2, tmp_path / "two", toy_text, *taught)

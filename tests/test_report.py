@@ -1,13 +1,13 @@
 """The four models end to end at toy size, and the table and info that stand at the end."""
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
-from conftest import BUDGET, ROOT, TOY, assert_one_error_line
+from conftest import BUDGET, ROOT, TOY
 
-from minibert.errors import UserError
+from minibert.__main__ import main
+from minibert.errors import UserError, run_cli
 from minibert.hub import load_pretrained
 from minibert.report import family_table, info
 
@@ -113,10 +113,11 @@ def test_info_of_a_run_that_is_not_finished(family, tmp_path):
     assert "not finished: step 12 of 12" in info(str(tmp_path))
 
 
-def test_command_line_says_what_is_missing(tmp_path):
+def test_command_line_says_what_is_missing(tmp_path, monkeypatch, capsys):
     """Catches a traceback from `python -m minibert` on a folder that is no run."""
     for command in ("info", "table"):
-        process = subprocess.Popen([sys.executable, "-m", "minibert", command, str(tmp_path)],
-                                   cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   text=True)
-        assert_one_error_line(process, str(tmp_path))
+        monkeypatch.setattr(sys, "argv", ["minibert", command, str(tmp_path)])
+        with pytest.raises(SystemExit, match="2"):
+            run_cli(main)
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and str(tmp_path) in line
