@@ -28,7 +28,7 @@ STUDENTS = distilbert distilbert-untaught distilroberta distilroberta-untaught
 MODELS   = bert roberta $(STUDENTS)
 
 .PHONY: all models compare setup data $(MODELS) \
-        test test-training test-others parity lint faults mutants smoke clean
+        test test-training test-others parity lint faults mutants exercise smoke clean
 
 # The claims of minibert/claims.py, judged: results/$(NAME)/report.md
 NAME   ?= mine
@@ -71,7 +71,7 @@ distilroberta-untaught: roberta
 	@$(PY) distill.py --teacher $(RUNS)/roberta $(UNTAUGHT) $(RECIPE) --out $(RUNS)/$@
 
 # In two halves side by side: the tests that train, and the others.
-TRAINING_TESTS = tests/test_training.py tests/test_report.py tests/test_compare.py
+TRAINING_TESTS = tests/test_training.py tests/test_report.py tests/test_compare.py tests/test_walk.py
 test: setup
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) \
 		test-training test-others
@@ -100,6 +100,15 @@ faults: setup $(if $(filter .venv/bin/python,$(PY)),.venv/check)
 
 mutants: setup
 	@$(PY) tests/mutants.py $(MUTANTS)
+
+# The tests of a piece that you have written in tests/exercises/mine.py, with yours in its place.
+TESTS_OF_readable_attention = tests/test_model.py
+TESTS_OF_soft_target_loss   = tests/test_losses.py
+TESTS_OF_mask_tokens        = tests/test_masking.py
+TESTS_OF_segment_pairs      = tests/test_data.py
+exercise: setup
+	@PIECE=$(PIECE) PYTHONPATH=$(CURDIR):tests $(PY) -m pytest -p exercises.replace --tb=line \
+		$(TESTS_OF_$(PIECE))
 
 .venv/check: .venv/ready requirements-check.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-check.txt

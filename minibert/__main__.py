@@ -44,7 +44,13 @@ def main() -> None:
     add_flags(speed, BenchConfig)
     speed.add_argument("--name", default="", help="write results/NAME/bench.json, too")
     speed.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    args = parser.parse_args()
+    steps = commands.add_parser("walk", help="one batch at every station from text to loss")
+    steps.add_argument("recipe", choices=("bert", "roberta", "distilbert"))
+    steps.add_argument("--run", default="", help="take this finished run's weights")
+    steps.add_argument("--teacher", default="", help="of distilbert: a finished run")
+    args, flags = parser.parse_known_args()
+    if flags and args.command != "walk":
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
 
     if args.command == "prepare":
         from minibert.corpus import describe
@@ -83,6 +89,9 @@ def main() -> None:
             (ROOT / "results" / args.name).mkdir(parents=True, exist_ok=True)
             write_json(ROOT / "results" / args.name / "bench.json", found)
         print(json.dumps(found, indent=2) if args.json else speed_table(found))
+    elif args.command == "walk":
+        from minibert.walk import walk
+        print(walk(args.recipe, flags, args.run, args.teacher))
     elif args.command == "report":
         from minibert.compare import ROOT
         from minibert.report import read_json

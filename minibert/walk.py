@@ -1,0 +1,222 @@
+"""One real batch at every station from text to loss, each with the file and line that makes it.
+
+B batch, S sequence, H hidden, A heads, D head size, V vocabulary, M predicted positions.
+"""
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minibert import corpus, data, losses, masking, model, tokenizer
+from minibert.config import DistillConfig, ModelConfig, parse_flags
+from minibert.errors import UserError
+from minibert.hub import load_pretrained
+from minibert.masking import IGNORE
+from minibert.training import mask_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {"bert": "train_bert", "roberta": "train_roberta", "distilbert": "distill"}
+SHOWN = 5  # predictions that are shown in full
+
+
+@torch.no_grad()
+def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: str = "") -> str:
+    """The first batch of `recipe`, as its script would see it with these flags, in words.
+
+    recipe: bert, roberta or distilbert. run_folder: a finished run whose weights are used; ""
+    takes a new model's. teacher_folder: the same for distilbert's teacher. Raises UserError.
+    """
+    script = importlib.import_module(SCRIPTS[recipe])
+    distills = recipe == "distilbert"
+    run, chosen = parse_flags(script.__doc__, script.RECIPE, script.STEPS,
+                              DistillConfig if distills else ModelConfig,
+                              without=("nsp", "tokenizer") * distills,
+                              argv=["--out", "none", *flags])
+    given = load_pretrained(run_folder or teacher_folder) if run_folder or teacher_folder else None
+    shape = ModelConfig.preset(run.preset) if distills else ModelConfig(**chosen)
+    reader, text, _, _ = corpus.prepare(run.corpus, run.tokenizer, shape.vocab_size,
+                                        given and given[1])
+    special = tokenizer.specials(reader)
+    shape = dataclasses.replace(shape, pad_token_id=special.pad, next_sentence=run.nsp or distills)
+    if recipe == "roberta" and not run.nsp:
+        rows = shape.max_position_embeddings + special.pad + 1
+        shape = dataclasses.replace(shape, model_type="roberta", next_sentence=False,
+                                    type_vocab_size=1, max_position_embeddings=rows)
+    teacher, distill, net = None, None, given and given[0]
+    if distills:
+        distill = DistillConfig(**{**chosen, "teacher": teacher_folder or "new"})
+        teacher = (load_pretrained(teacher_folder)[0] if teacher_folder
+                   else model.MaskedLM(shape, run.seed)).eval()
+        if not run_folder:
+            net, _ = script.make_student(teacher, distill, run.seed)
+    net = (net or model.MaskedLM(shape, run.seed)).eval()
+    if run.nsp and not net.config.next_sentence:
+        raise UserError(f"{run_folder} has no NSP head; walk roberta, or add --no-nsp")
+    if teacher and teacher.config.vocab_size != net.config.vocab_size:
+        raise UserError(f"{run_folder} has another vocabulary than {teacher_folder or 'a new'} "
+                        "teacher; name its own with --teacher")
+    masker = (masking.StaticMasker(run.static_masks) if run.masking == "static"
+              else masking.DynamicMasker())
+    batches = data.Batches(text, run, special, "cpu", masker.copy)
+    batch = next(batches)
+    inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
+                                       **mask_settings(run, reader, "cpu"))
+    seen = _shapes(net)
+    types = batch.token_type_ids if net.config.type_vocab_size else None
+    output = net(inputs, attention_mask=batch.attention_mask, token_type_ids=types,
+                 positions=positions)
+    taught = teacher and teacher(inputs, attention_mask=batch.attention_mask, positions=positions)
+    source = f"{SCRIPTS[recipe]}.py"
+    settings = ", ".join(f"{name} {value}" for name, value in script.RECIPE.items())
+    weights = run_folder or "a new model's, which has learned nothing: see --run"
+    return "\n".join([
+        f"{source}: {inspect.getdoc(script).splitlines()[0]}", f"recipe: {settings}",
+        f"weights: {weights}",
+        *_text(batch, batches, text, reader, run.input_format),
+        *_mask(inputs, positions, labels, batch, reader),
+        *_forward(net, seen, inputs),
+        *_predictions(output, taught, labels, positions, reader),
+        *_loss(output, taught, labels, batch, distill, source, run.nsp)])
+
+
+def _text(batch: data.Batch, batches: data.Batches, text: data.Text, reader: tokenizers.Tokenizer,
+          input_format: str) -> list[str]:
+    """From the corpus to the batch, by the first sequence."""
+    a_start, a_end, b_start, b_end, is_random = batches.spans[batch.index[0]].tolist()
+    say = lambda start, end: repr(reader.decode(text.tokens[start:end].tolist()))
+    tokens = _names(text.tokens[a_start:a_end], reader)
+    if input_format == "segment-pair":
+        made, follows = data.segment_pairs, ("follows A", "is from another document")[is_random]
+        spans = [f"A: tokens {a_start:,} to {a_end:,}; B: tokens {b_start:,} to {b_end:,}",
+                 f"B {follows}: the label of next sentences is {is_random}"]
+        said = [f"A: {say(a_start, a_end)}", f"B: {say(b_start, b_end)}"]
+    else:
+        made, said = data.full_sentences, [say(a_start, a_end)]
+        spans = [f"tokens {a_start:,} to {a_end:,}, whole sentences one after another"]
+    B, S = batch.input_ids.shape
+    return [
+        *_station("text", data.read_documents, f"{len(text.documents) - 1:,} documents, "
+                  f"{len(text.bounds):,} sentences to train on; of them", *said),
+        *_station("tokens", data.tokenize, f"{len(text.tokens):,} numbers below V = "
+                  f"{reader.get_vocab_size():,}, on disk", " ".join(tokens)),
+        *_station("sequences", made, f"{len(batches.spans):,} sequences in this copy of the text; "
+                  f"this is number {int(batch.index[0]):,}", *spans),
+        *_station("batch", data.assemble, f"input_ids, attention_mask and token_type_ids "
+                  f"(B, S) = ({B}, {S})", " ".join(_names(batch.input_ids[0], reader)),
+                  f"{int(batch.attention_mask[0].sum())} tokens, the rest is padding; "
+                  f"{int(batch.token_type_ids[0].sum())} of them in segment B")]
+
+
+def _mask(inputs: Tensor, positions: Tensor, labels: Tensor, batch: data.Batch,
+          reader: tokenizers.Tokenizer) -> list[str]:
+    used = labels != IGNORE
+    shown = inputs.gather(1, positions)[used]
+    mask_id = tokenizer.specials(reader).mask
+    hidden, kept = int((shown == mask_id).sum()), int((shown == labels[used]).sum())
+    return _station(
+        "mask", masking.mask_tokens, f"{len(shown):,} of {int(batch.attention_mask.sum()):,} "
+        f"tokens are to be predicted: {hidden} are hidden by [MASK], {kept} stay as they are, "
+        f"{len(shown) - hidden - kept} are random words",
+        f"positions and labels (B, M) = {tuple(positions.shape)}; {int((~used).sum())} slots are "
+        "not used", " ".join(_names(inputs[0], reader)))
+
+
+def _forward(net: model.MaskedLM, seen: dict[str, tuple[int, ...]], inputs: Tensor) -> list[str]:
+    config = net.config
+    H, A = config.hidden_size, config.num_attention_heads
+    tables = "words + positions" + " + token types" * bool(config.type_vocab_size)
+    first = "encoder.layers.0"
+    attention = (f"query (B, S, H) = {seen[first + '.attention.query']}, keys and values "
+                 f"{seen[first + '.attention.key_value']}, in A = {A} heads of D = {H // A}")
+    lines = [*_station("embeddings", model.Embeddings, f"{tables}, normalised: (B, S, H) = "
+                       f"{seen['encoder.embeddings']}"),
+             *_station("attention", model.Attention, attention)]
+    for number in range(config.num_hidden_layers):
+        name = f"encoder.layers.{number}"
+        wide = seen[f"{name}.intermediate"]
+        lines += _station(f"layer {number + 1}", model.Block, f"feed-forward {wide}, out "
+                          f"{seen[name]}")
+    if config.next_sentence:
+        lines.append("    the last layer is read at [CLS] and the predictions only")
+    else:
+        lines.append("    the last layer is read at the predictions only")
+    return lines
+
+
+def _predictions(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None",
+                 labels: Tensor, positions: Tensor, reader: tokenizers.Tokenizer) -> list[str]:
+    """What is expected in the first sequence's blanks."""
+    lines = _station("logits", model.MaskedLM.forward, "the decoder is the table of words: "
+                     f"(B, M, V) = {tuple(output.mlm_logits.shape)}")
+    for slot in (labels[0] != IGNORE).nonzero().flatten().tolist()[:SHOWN]:
+        word = int(labels[0, slot])
+        for who, logits in (("teacher: ", taught and taught.mlm_logits), ("", output.mlm_logits)):
+            if logits is not None:
+                shares = logits[0, slot].softmax(-1)
+                best = ", ".join(f"{reader.id_to_token(int(id))} {shares[id]:.1%}"
+                                 for id in shares.topk(4).indices)
+                lines.append(f"    position {int(positions[0, slot]):3}, {who}{best}; "
+                             f"{reader.id_to_token(word)!r} has {shares[word]:.1%}, "
+                             f"-log p = {-shares[word].log():.3f}")
+    return lines
+
+
+def _loss(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None", labels: Tensor,
+          batch: data.Batch, distill: DistillConfig | None, source: str, nsp: bool) -> list[str]:
+    """Each term, computed by the functions that the scripts call, and their sum."""
+    mlm = losses.mlm_loss(output.mlm_logits, labels)
+    lines = _station("loss", losses.mlm_loss, f"mlm: the mean of all predictions in the batch is "
+                     f"{mlm:.4f}; of equal shares it would be "
+                     f"{torch.tensor(output.mlm_logits.shape[-1]).log():.4f}")
+    total, weights = mlm, "mlm"
+    if nsp:
+        next_sentence = losses.nsp_loss(output.nsp_logits, batch.is_random_next)
+        share = F.softmax(output.nsp_logits[0], -1)[1]
+        lines += _station("loss", losses.nsp_loss, f"nsp: {next_sentence:.4f}; that this B is "
+                          f"random has {share:.1%}")
+        total, weights = mlm + next_sentence, "mlm + nsp"
+    if distill:
+        real = labels != IGNORE
+        kl = losses.soft_target_loss(output.mlm_logits, taught.mlm_logits, distill.temperature,
+                                     real)
+        cos = losses.cosine_loss(output.hidden, taught.hidden, real)
+        lines += _station("loss", losses.soft_target_loss, f"kl: {kl:.4f}, at temperature "
+                          f"{distill.temperature:g}")
+        lines += _station("loss", losses.cosine_loss, f"cos: {cos:.4f}, of the last hidden states")
+        a, b, c = distill.alpha_mlm, distill.alpha_kl, distill.alpha_cos
+        total, weights = a * mlm + b * kl + c * cos, f"{a:g} mlm + {b:g} kl + {c:g} cos"
+    return [*lines, *_station("sum", (source, "training.backward("), f"{weights} = {total:.4f}")]
+
+
+def _names(ids: Any, reader: tokenizers.Tokenizer) -> list[str]:
+    pad = tokenizer.specials(reader).pad
+    return [reader.id_to_token(int(id)) for id in ids if id != pad]
+
+
+def _shapes(net: model.MaskedLM) -> dict[str, tuple[int, ...]]:
+    """The shape of what each module returns, by its name: filled when the model is called."""
+    seen: dict[str, tuple[int, ...]] = {}
+    for name, module in net.named_modules():
+        module.register_forward_hook(lambda module, given, result, name=name: seen.update(
+            {name: tuple(result.shape)} if isinstance(result, Tensor) else {}))
+    return seen
+
+
+def _station(name: str, made_by: "Callable | tuple[str, str]", *lines: str) -> list[str]:
+    """A heading with the place in the code, a function or a line of a file, and what is there."""
+    if isinstance(made_by, tuple):
+        file, wanted = made_by
+        code = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        number = next(number for number, line in enumerate(code, 1) if wanted in line)
+        place = f"{file}:{number}"
+    else:
+        file = Path(inspect.getsourcefile(made_by)).relative_to(ROOT).as_posix()
+        place = f"{file}:{inspect.getsourcelines(made_by)[1]} {made_by.__qualname__}"
+    return ["", f"{name:12}{place}", *(f"    {line}" for line in lines)]

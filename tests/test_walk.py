@@ -1,0 +1,89 @@
+"""`python -m minibert walk`: what it prints is what the scripts compute, and where."""
+import json
+import re
+import sys
+
+import pytest
+from conftest import BUDGET, ROOT, TOY
+
+from minibert.__main__ import main
+from minibert.errors import UserError
+
+SCRIPTS = {"bert": "train_bert", "roberta": "train_roberta", "distilbert": "distill"}
+
+
+@pytest.fixture
+def walk(monkeypatch, capsys):
+    """What the command prints."""
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["minibert", "walk", *map(str, flags)])
+        main()
+        return capsys.readouterr().out
+    return run
+
+
+@pytest.fixture
+def logged(run_script, tmp_path, capsys):
+    """A run's folder and its first logged losses."""
+    def run(script, *flags):
+        out = tmp_path / script
+        run_script(script, *flags, "--out", out, "--tasks", "none")
+        capsys.readouterr()
+        return out, json.loads((out / "log.jsonl").read_text().splitlines()[0])
+    return run
+
+
+@pytest.mark.parametrize("recipe", ["bert", "roberta"])
+def test_walk_shows_the_first_step(recipe, walk, logged, toy_text):
+    """Catches a walk of another batch, mask, model or loss than the script's: its terms are those
+    of the first step in the script's log. Catches stations that name no such line."""
+    model = [flag if flag != "0.1" else "0" for flag in TOY]
+    flags = [*BUDGET, *model, "--attention-probs-dropout-prob", "0", "--corpus", toy_text]
+    shown = walk(recipe, *flags)
+    _, first = logged(SCRIPTS[recipe], *flags, "--log-every", "1")
+    terms = {name: first[name] for name in ("mlm", "nsp") if name in first}
+    assert set(terms) == ({"mlm", "nsp"} if recipe == "bert" else {"mlm"})
+    for name, value in terms.items():
+        found = float(re.search(rf"    {name}: [^0-9]*([\d.]+[0-9])", shown)[1])
+        assert found == pytest.approx(value, abs=2e-4), name
+    total = float(re.search(r"mlm.* = ([\d.]+)$", shown.strip().splitlines()[-1])[1])
+    assert total == pytest.approx(sum(terms.values()), abs=4e-4)
+    check_places(shown)
+
+
+def check_places(shown):
+    """Every station's file and line hold what it names."""
+    places = re.findall(r"^\S.{11}(\S+\.py):(\d+) ?(\S*)$", shown, re.M)
+    assert len(places) >= 11
+    for file, number, name in places:
+        line = (ROOT / file).read_text().splitlines()[int(number) - 1]
+        if name:
+            assert re.match(rf"\s*(def|class) {name.split('.')[-1]}\b", line), (file, number, name)
+        else:
+            assert "training.backward(" in line
+
+
+def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text):
+    """Catches a student or teacher other than the script's, and terms weighed otherwise."""
+    model = [flag if flag != "0.1" else "0" for flag in TOY]
+    budget = [*BUDGET, "--log-every", "1", "--corpus", toy_text]
+    teacher, _ = logged("train_bert", *budget, *model, "--attention-probs-dropout-prob", "0")
+    shown = walk("distilbert", *budget, "--teacher", teacher)
+    student, first = logged("distill", *budget, "--teacher", teacher)
+    for name in ("kl", "cos"):
+        found = float(re.search(rf"    {name}: ([\d.]+)", shown)[1])
+        assert found == pytest.approx(first[name], rel=1e-3, abs=2e-4)
+    assert "teacher: " in shown and "2 mlm + 5 kl + 1 cos = " in shown
+    check_places(shown)
+    trained = walk("distilbert", *budget, "--teacher", teacher, "--run", student)
+    assert f"weights: {student}" in trained and trained != shown
+    with pytest.raises(UserError, match="has no NSP head"):
+        walk("bert", *budget, "--run", student)
+
+
+def test_walk_in_five_files(walk, toy_text):
+    """Catches a station that leaves the reading order of the README."""
+    shown = walk("bert", *BUDGET, *TOY, "--corpus", toy_text)
+    assert set(re.findall(r"^\S.{11}(\S+\.py):", shown, re.M)) == {
+        "minibert/data.py", "minibert/masking.py", "minibert/model.py", "minibert/losses.py",
+        "train_bert.py"}
