@@ -39,10 +39,13 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
 
 
 def verdict_table(results: dict[str, Any]) -> str:
-    """The claims as a Markdown table: verdict, effect with its interval, what was published."""
-    return _markdown(["claim", "verdict", "found", "published"], [
+    """The claims as a Markdown table: verdict, effect with its interval, what was published, and
+    the minutes that its arms were trained, those of other claims included."""
+    minutes = lambda claim: sum(sum(arm["seconds"]) for arm in claim.get("arms", {}).values()) / 60
+    return _markdown(["claim", "verdict", "found", "published", "training"], [
         [f"**{claim['id']}**: {claim['says']}", claim["verdict"], claim["found"],
-         claim["published"]] for claim in results["claims"]])
+         claim["published"], f"{minutes(claim):.0f} min"]
+        for claim in results["claims"]])
 
 
 def verdict_lines(results: dict[str, Any]) -> str:
