@@ -71,7 +71,8 @@ distilroberta-untaught: roberta
 	@$(PY) distill.py --teacher $(RUNS)/roberta $(UNTAUGHT) $(RECIPE) --out $(RUNS)/$@
 
 # In two halves side by side: the tests that train, and the others.
-TRAINING_TESTS = tests/test_training.py tests/test_report.py tests/test_compare.py tests/test_walk.py
+TRAINING_TESTS = tests/test_training.py tests/test_report.py tests/test_compare.py tests/test_walk.py \
+                 tests/test_readme.py
 test: setup
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) \
 		test-training test-others

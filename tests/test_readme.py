@@ -1,0 +1,47 @@
+"""The README's own commands, one after another, at a toy budget."""
+import importlib
+import re
+import shlex
+import sys
+
+import pytest
+from conftest import BUDGET, ROOT, TOY
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^python (.+)$", README.split("## The recipes by hand")[1].split("\n## ")[0],
+                      re.M)
+# What makes each a matter of seconds; a flag that is given twice has its last value.
+SHORT = {"train_": [*BUDGET, *TOY, "--tasks", "none", "--data-fraction", "1"],
+         "distill": [*BUDGET, "--tasks", "none"],
+         "finetune": ["--task", "text", "--task-dir", ".", "--epochs", "1", "--device", "cpu"]}
+
+
+def test_commands_run_in_their_order(toy_text, tmp_path, monkeypatch, capsys):
+    """Catches a command that needs what no command before it made, and one that fails."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text("text\tlabel\n" + "ba be\tx\nbe ba\ty\n" * 8)
+    assert len(COMMANDS) >= 12
+    for command in COMMANDS:
+        script, *given = shlex.split(command)
+        name = script.removesuffix(".py")
+        if script == "-m":
+            script, name = given[1], "minibert.__main__"
+            given = given[1:]
+        extra = next((flags for start, flags in SHORT.items() if script.startswith(start)), [])
+        if name != "minibert.__main__":
+            extra = [*extra, "--corpus", str(toy_text)]
+        if "bpe" in given:
+            extra = [*extra, "--vocab-size", "300"]
+        monkeypatch.setattr(sys, "argv", [script, *given, *extra])
+        importlib.import_module(name).main()
+        assert capsys.readouterr().out.strip(), command
+    made = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert {"bert", "distilroberta", "library", "taught", "bpe", "all-positions"} <= made
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.M))
+def test_targets_exist(target):
+    """Catches a `make` command that was renamed."""
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
