@@ -19,6 +19,14 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 # Without the tests of the README, which notice that lines were added, not what they do.
 WHOLE = "tests minibert data distill.py --ignore=tests/test_promises.py"
+# The quickest of the tests that train.
+TRAINING = " ".join(f"tests/test_training.py::test_{name}" for name in (
+    "trap_23_weight_decay_groups", "trap_24_optimizer_has_the_recipe_s_settings",
+    "trap_25_schedule", "trap_25_rate_moves_once_an_update", "trap_39_tokens_are_no_padding",
+    "gradients_are_clipped", "trap_26_accumulation_changes_nothing",
+    "finished_run_is_not_repeated", "loss_that_is_no_number",
+    "unfinished_run_with_other_settings", "killed_run_goes_on_bit_for_bit"
+)) + " tests/test_distill.py::test_teacher_is_in_eval_mode"
 
 
 class Mutant(NamedTuple):
@@ -179,7 +187,7 @@ MUTANTS = [
          "                + teacher.encoder.embeddings.token_type.weight[0].detach())",
          "                )"),
         ("contract: --init is not read", "if distill.init == \"teacher\":", "if True:")),
-    *of("minibert/training.py", "tests/test_training.py",
+    *of("minibert/training.py", TRAINING,
         ("18 no dropout while training", "self.module = model.to(self.device).train()",
          "self.module = model.to(self.device).eval()"),
         ("23 LayerNorm is decayed", "spared = id(parameter) in norms or name.endswith(\"bias\")",
@@ -212,7 +220,9 @@ MUTANTS = [
         ("contract: all processes read the same rows",
          "itertools.islice(chunks, self.rank, None, self.world)",
          "itertools.islice(chunks, 0, None, self.world)")),
-    *of("minibert/evaluation.py", "tests/test_evaluation.py tests/test_training.py",
+    *of("minibert/evaluation.py", "tests/test_evaluation.py "
+        "tests/test_training.py::test_trap_16_evaluation_is_fixed "
+        "tests/test_training.py::test_trap_37_hash_sees_every_part",
         ("16 the evaluation's masks follow the seed", "order, seed=0, epoch=0,",
          "order, seed=run.seed, epoch=0,"),
         ("18 evaluated with dropout", "    model.eval()\n", "    pass\n"),
@@ -260,7 +270,7 @@ MUTANTS = [
          "if unknown := sorted(set(theirs) - ignored):", "if unknown := []:"),
         ("contract: an untied decoder is tied",
          "if words is not None and not torch.equal(", "if False and not torch.equal(")),
-    *of("minibert/run_folder.py", "tests/test_training.py tests/test_distill.py",
+    *of("minibert/run_folder.py", TRAINING,
         ("contract: other settings go on",
          "if name not in NOT_COMPARED and before.get(name) != value:",
          "if False:"),
