@@ -96,8 +96,9 @@ lint: setup $(if $(filter .venv/bin/python,$(PY)),.venv/check)
 	$(PY) -m ruff check .
 
 # Ten minutes each: killed processes and hostile input; bugs that the tests have to notice.
+FAULTS ?= tests/faults
 faults: setup $(if $(filter .venv/bin/python,$(PY)),.venv/check)
-	$(PY) -m pytest -o addopts="-q" --durations=5 tests/faults
+	$(PY) -m pytest -o addopts="-q" --durations=5 $(FAULTS)
 
 mutants: setup
 	@$(PY) tests/mutants.py $(MUTANTS)
