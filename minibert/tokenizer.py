@@ -13,7 +13,7 @@ from minibert.errors import UserError
 # The five special tokens: BERT's names, and RoBERTa's in the same roles.
 WORDPIECE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BYTE_BPE = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
-# Learning from a word takes the square of its length: a megabyte without a space would take hours.
+# Learning from a word takes the square of its length: a megabyte without a space is too much.
 LONG_WORD = re.compile(r"\S{1000}")
 
 
