@@ -144,8 +144,8 @@ def run_all(runs: list[Run], jobs: int) -> None:
     waiting = sorted((run for run in runs if not run.done), key=lambda run: -run.cost)
     running: dict[Run, subprocess.Popen] = {}
     total, start = sum(run.cost for run in runs), time.monotonic()
-    came = lambda: sum(run.cost * (run.done or run.share()) for run in runs)
-    before = came()
+    progress = lambda: sum(run.cost * (run.done or run.share()) for run in runs)
+    before = progress()
     plain = not sys.stderr.isatty() or bool(os.environ.get("MINIBERT_PLAIN"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MINIBERT_PLAIN": "1", "PYTHONPATH":
                    os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -173,13 +173,13 @@ def run_all(runs: list[Run], jobs: int) -> None:
                     raise UserError(f"the run {run.out} ended with {process.returncode}: "
                                     f"{' '.join(last).removeprefix('error: ')}")
                 if plain:
-                    done = came()  # no more than before, where only its metrics were missing
+                    done = progress()  # no more than before, where only its metrics were missing
                     pace = (time.monotonic() - start) / (done - before or total)
                     left = pace * (total - done) / 60
                     print(f"{sum(run.done for run in runs)} of {len(runs)} runs done, {left:.0f} "
                           f"min left: {run.arm.name}, seed {run.seed}", flush=True)
             bar.set_description(f"{sum(run.done for run in runs)}/{len(runs)} runs")
-            bar.n = came()
+            bar.n = progress()
             bar.refresh()
     finally:
         for process in running.values():  # they save before they stop

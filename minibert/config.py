@@ -321,7 +321,6 @@ def _check(config: type, values: dict[str, Any]) -> None:
             raise UserError(f"{_flag(item.name)} must be {item.type.__name__}; it is {value!r}")
         if not allowed or item.name not in values:
             continue
-        value = values[item.name]
         if isinstance(allowed, tuple):
             if value not in allowed:
                 raise UserError(f"{_flag(item.name)} {value!r} is not known; "

@@ -28,16 +28,18 @@ SHOWN = 5  # predictions that are shown in full
 
 @torch.no_grad()
 def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: str = "") -> str:
-    """The first batch of `recipe`, as its script would see it with these flags, in words.
+    """The first batch of `recipe`, as its script would see it with these flags, without dropout.
 
     recipe: bert, roberta or distilbert. run_folder: a finished run whose weights are used; ""
     takes a new model's. teacher_folder: the same for distilbert's teacher. Raises UserError.
     """
     script = importlib.import_module(SCRIPTS[recipe])
     distills = recipe == "distilbert"
+    if teacher_folder and not distills:
+        raise UserError(f"{recipe} has no teacher; leave out --teacher, or walk distilbert")
     run, chosen = parse_flags(script.__doc__, script.RECIPE, script.STEPS,
                               DistillConfig if distills else ModelConfig,
-                              without=("nsp", "tokenizer") * distills,
+                              without=("nsp", "tokenizer", "distill_positions") * distills,
                               argv=["--out", "none", *flags])
     given = load_pretrained(run_folder or teacher_folder) if run_folder or teacher_folder else None
     shape = ModelConfig.preset(run.preset) if distills else ModelConfig(**chosen)
@@ -64,6 +66,7 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
                         "teacher; name its own with --teacher")
     masker = (masking.StaticMasker(run.static_masks) if run.masking == "static"
               else masking.DynamicMasker())
+    text = text.fraction(run.data_fraction)
     batches = data.Batches(text, run, special, "cpu", masker.copy)
     batch = next(batches)
     inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
@@ -81,7 +84,7 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
         f"weights: {weights}",
         *_text(batch, batches, text, reader, run.input_format),
         *_mask(inputs, positions, labels, batch, reader),
-        *_forward(net, seen, inputs),
+        *_forward(net, seen),
         *_predictions(output, taught, labels, positions, reader),
         *_loss(output, taught, labels, batch, distill, source, run.nsp)])
 
@@ -128,7 +131,7 @@ def _mask(inputs: Tensor, positions: Tensor, labels: Tensor, batch: data.Batch,
         "not used", " ".join(_names(inputs[0], reader)))
 
 
-def _forward(net: model.MaskedLM, seen: dict[str, tuple[int, ...]], inputs: Tensor) -> list[str]:
+def _forward(net: model.MaskedLM, seen: dict[str, tuple[int, ...]]) -> list[str]:
     config = net.config
     H, A = config.hidden_size, config.num_attention_heads
     tables = "words + positions" + " + token types" * bool(config.type_vocab_size)
@@ -143,11 +146,8 @@ def _forward(net: model.MaskedLM, seen: dict[str, tuple[int, ...]], inputs: Tens
         wide = seen[f"{name}.intermediate"]
         lines += _station(f"layer {number + 1}", model.Block, f"feed-forward {wide}, out "
                           f"{seen[name]}")
-    if config.next_sentence:
-        lines.append("    the last layer is read at [CLS] and the predictions only")
-    else:
-        lines.append("    the last layer is read at the predictions only")
-    return lines
+    first_token = "[CLS] and " * config.next_sentence
+    return [*lines, f"    the last layer is read at {first_token}the predictions only"]
 
 
 def _predictions(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None",

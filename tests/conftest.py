@@ -1,5 +1,6 @@
 """What several test files share: a toy text, and the scripts run in this process or in another."""
 import importlib
+import json
 import os
 import random
 import subprocess
@@ -73,3 +74,27 @@ def assert_one_error_line(process, *parts):
     assert len(lines) == 1 and lines[0].startswith("error: "), stderr
     for part in parts:
         assert part in lines[0], stderr
+
+
+def finish(process):
+    """What a process prints that has to end well."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def weights(folder):
+    return torch.load(Path(folder) / "pytorch_model.bin", weights_only=True)
+
+
+def log(folder):
+    """The log without what a clock says."""
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def assert_same_run(first, second):
+    assert log(first) == log(second)
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)

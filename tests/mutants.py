@@ -163,7 +163,7 @@ MUTANTS = [
          "divergence.sum() / len(divergence)"),
         ("29 the mean over the vocabulary",
          "log_target=True).sum(-1)", "log_target=True).mean(-1)"),
-        ("30 T² is missing", "return temperature**2 * _mean(divergence", "return _mean(divergence"),
+        ("30 T² is missing", "temperature**2 * _mean(divergence", "_mean(divergence"),
         ("30 T on the student only", "_wide(teacher_logits) / temperature",
          "_wide(teacher_logits)"),
         ("31 positions that do not count do", "values = values.masked_fill(~real, 0)", "pass"),

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import BUDGET, ROOT, TOY
+from conftest import BUDGET, ROOT, TOY, finish, weights
 
 NO_DROPOUT = ["--hidden-dropout-prob", "0", "--attention-probs-dropout-prob", "0"]
 
@@ -24,16 +24,6 @@ def start(script, *flags):
     return subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, start_new_session=True,
                             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-
-
-def finish(process):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
-
-
-def weights(out):
-    return torch.load(out / "pytorch_model.bin", weights_only=True)
 
 
 def assert_same(one, two):

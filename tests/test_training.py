@@ -5,12 +5,12 @@ import math
 import resource
 import signal
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BUDGET, TOY, assert_one_error_line, start_script
+from conftest import (BUDGET, TOY, assert_one_error_line, assert_same_run, log, start_script,
+                      weights)
 
 import minibert.training as training_module
 from minibert.config import ModelConfig, RunConfig
@@ -28,23 +28,6 @@ from minibert.training import Training, learning_rate, optimizer_groups
 RUN = RunConfig(out="-", steps=100, warmup=0.1, learning_rate=1e-3)
 CONFIG = ModelConfig(vocab_size=120, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
                      intermediate_size=32, max_position_embeddings=32)
-
-
-def weights(folder):
-    return torch.load(Path(folder) / "pytorch_model.bin", weights_only=True)
-
-
-def log(folder):
-    """The log without what a clock says."""
-    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
-def assert_same_run(first, second):
-    assert log(first) == log(second)
-    one, two = weights(first), weights(second)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 # ---- optimizer and schedule

@@ -38,7 +38,8 @@ def test_walk_shows_the_first_step(recipe, walk, logged, toy_text):
     """Catches a walk of another batch, mask, model or loss than the script's: its terms are those
     of the first step in the script's log. Catches stations that name no such line."""
     model = [flag if flag != "0.1" else "0" for flag in TOY]
-    flags = [*BUDGET, *model, "--attention-probs-dropout-prob", "0", "--corpus", toy_text]
+    flags = [*BUDGET, *model, "--attention-probs-dropout-prob", "0", "--corpus", toy_text,
+             "--data-fraction", "0.8"]
     shown = walk(recipe, *flags)
     _, first = logged(SCRIPTS[recipe], *flags, "--log-every", "1")
     terms = {name: first[name] for name in ("mlm", "nsp") if name in first}
@@ -79,6 +80,8 @@ def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text):
     assert f"weights: {student}" in trained and trained != shown
     with pytest.raises(UserError, match="has no NSP head"):
         walk("bert", *budget, "--run", student)
+    with pytest.raises(UserError, match="bert has no teacher"):
+        walk("bert", *budget, "--teacher", teacher)
 
 
 def test_walk_in_five_files(walk, toy_text):

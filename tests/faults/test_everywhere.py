@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BUDGET, ROOT, TOY
+from conftest import BUDGET, ROOT, TOY, log, weights
 
 PLACES = {
     "an ASCII locale": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
@@ -39,12 +39,9 @@ def train(script, text, folder, environment, *flags, cwd=ROOT):
                                "MINIBERT_PREPARED": str(folder / "prepared"), **environment})
     assert done.returncode == 0, done.stderr
     out = folder / "run" if cwd == ROOT else Path(cwd) / folder / "run"
-    lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    log = [{name: value for name, value in json.loads(line).items() if name != "seconds"}
-           for line in lines]
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     metrics.pop("seconds", None)
-    return log, metrics, torch.load(out / "pytorch_model.bin", weights_only=True)
+    return log(out), metrics, weights(out)
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +64,13 @@ def test_same_answer(place, script, here, text, tmp_path):
     if "directory" in place:
         folder, cwd = Path("."), tmp_path
         text = os.path.relpath(text, tmp_path)
-    log, metrics, weights = train(script, text, folder, PLACES[place], cwd=cwd)
+    logged, metrics, moved = train(script, text, folder, PLACES[place], cwd=cwd)
     same_log, same_metrics, same_weights = here[script]
     if place == "two threads":  # sums in another order
         loss = lambda found: found["full-sentences"]["mlm_loss"]
         assert loss(metrics) == pytest.approx(loss(same_metrics), rel=1e-4)
         for name, value in same_weights.items():
-            torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(moved[name], value, rtol=1e-3, atol=1e-5)
         return
-    assert log == same_log and metrics == same_metrics
-    assert all(torch.equal(weights[name], value) for name, value in same_weights.items())
+    assert logged == same_log and metrics == same_metrics
+    assert all(torch.equal(moved[name], value) for name, value in same_weights.items())

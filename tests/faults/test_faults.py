@@ -8,35 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-import torch
-from conftest import BUDGET, ROOT, TOY, assert_one_error_line, start_script
+from conftest import BUDGET, ROOT, TOY, assert_one_error_line, assert_same_run, finish, start_script
 
 BUDGET = [*BUDGET[:5], "200", *BUDGET[6:-2], "--checkpoint-every", "3"]
-
-
-def weights(folder):
-    return torch.load(Path(folder) / "pytorch_model.bin", weights_only=True)
-
-
-def log(folder):
-    """The log without what a clock says."""
-    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-
-
-def assert_same_run(first, second):
-    assert log(first) == log(second)
-    one, two = weights(first), weights(second)
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def finish(process):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
 
 
 def wait_for(there, process):

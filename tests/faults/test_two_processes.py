@@ -3,7 +3,8 @@ import os
 import signal
 import time
 
-from test_parallel import assert_same, finish, flags_of, start, weights
+from conftest import finish, weights
+from test_parallel import assert_same, flags_of, start
 
 
 def test_two_processes_stop_and_go_on(toy_text, tmp_path, run_script):
