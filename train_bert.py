@@ -1,7 +1,7 @@
-"""BERT: segment pairs, static masks, hidden words and the next sentence (Devlin et al. 2018)."""
+"""BERT: segment pairs, static masks, masked words and the next sentence (Devlin et al. 2018)."""
 import dataclasses
 
-from minibert.config import ModelConfig, parse_flags
+from minibert.config import ModelConfig, RunConfig, parse_flags
 from minibert.corpus import prepare
 from minibert.errors import run_cli
 from minibert.finetune import finetune_tasks
@@ -13,7 +13,7 @@ from minibert.tasks import load_tasks
 from minibert.tokenizer import specials
 from minibert.training import Training, mask_settings
 
-# Paper: section 3.1 and appendix A.2.
+# Paper: section 3.1 and appendix A.2; google-research/bert: ten masks, gradients clipped to 1.
 RECIPE = dict(input_format="segment-pair", nsp=True, masking="static", static_masks=10,
               adam_beta2=0.999, weight_decay=0.01, max_grad_norm=1.0)
 STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
@@ -21,10 +21,8 @@ STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
 
 def main() -> None:
     run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
-    tokenizer, text, held_out, corpus = prepare(run.corpus, run.tokenizer, shape["vocab_size"])
-    pad = specials(tokenizer).pad
-    shape |= dict(model_type="bert", next_sentence=run.nsp, type_vocab_size=2)
-    config = ModelConfig(**shape, pad_token_id=pad)
+    tokenizer, text, held_out, corpus = prepare(run.corpus, run.tokenizer, shape.vocab_size)
+    config = architecture(run, shape, specials(tokenizer).pad)
     about = {"corpus": corpus, "model": dataclasses.asdict(config)}
     if finished(run, about):
         return
@@ -37,21 +35,28 @@ def main() -> None:
     for batch in training:
         inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
                                            **settings)
-        training.show_examples(inputs, positions, labels)
+        batch = batch._replace(input_ids=inputs, positions=positions, labels=labels)
+        training.show_examples(batch)
         predictions = (labels != IGNORE).sum()
-        for ids, mask, types, where, words, is_random in training.parts(
-                inputs, batch.attention_mask, batch.token_type_ids, positions, labels,
-                batch.is_random_next):
+        for part in training.parts(batch):
             with training.autocast():
-                output = training.model(ids, attention_mask=mask, token_type_ids=types,
-                                        positions=where)
-                losses = {"mlm": mlm_loss(output.mlm_logits, words, predictions)}
+                output = training.model(part.input_ids, attention_mask=part.attention_mask,
+                                        token_type_ids=part.token_type_ids,
+                                        positions=part.positions)
+                losses = {"mlm": mlm_loss(output.mlm_logits, part.labels, predictions)}
                 if run.nsp:
-                    losses["nsp"] = nsp_loss(output.nsp_logits, is_random, run.batch_size)
+                    losses["nsp"] = nsp_loss(output.nsp_logits, part.is_random_next,
+                                             run.batch_size)
             training.backward(sum(losses.values()), **losses)
         training.update(batch, predictions)
     training.save()
     training.finish(finetune_tasks(run, tasks))
+
+
+def architecture(run: RunConfig, shape: ModelConfig, pad: int) -> ModelConfig:
+    """BERT of this shape; pad: the tokenizer's padding token."""
+    return dataclasses.replace(shape, model_type="bert", next_sentence=run.nsp, type_vocab_size=2,
+                               pad_token_id=pad)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ class ModelConfig:
     type_vocab_size: int = 2  # 0: no token types (DistilBERT); 1: a constant row (HF's RoBERTa)
     pad_token_id: int = 0
     vocab_size: int = setting(30522, "entries of the vocabulary, special ones included", "[1, inf)")
-    hidden_size: int = setting(768, "width of the encoder", "[1, inf)")
+    hidden_size: int = setting(768, "width of the encoder; alone, it brings heads of 64 and a "
+                               "feed-forward of 4 times that", "[1, inf)")
     num_hidden_layers: int = setting(12, "number of encoder layers", "[1, inf)")
     num_attention_heads: int = setting(12, "attention heads in each layer", "[1, inf)")
     intermediate_size: int = setting(3072, "width of the feed-forward network", "[1, inf)")
@@ -100,6 +101,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
                  checkpoint_every=100, tasks="library,same-page", task_rows=1500),
     "small": dict(seq_length=128, batch_size=256, learning_rate=1e-3, warmup=0.1,
                   tasks="sst2,mrpc,cola"),
+    # Departure: BERT trains on 128 tokens for nine tenths of its steps; here all have 512.
     "base": dict(seq_length=512, batch_size=256, accumulation=4, learning_rate=1e-4, warmup=0.01,
                  tasks="sst2,mrpc,cola"),
 }
@@ -212,6 +214,10 @@ class FinetuneConfig:
         _check(type(self), vars(self))
         if not self.out:
             raise UserError("--out is missing; name a folder for the classifier")
+        if not self.teacher and (self.alpha_kl, self.temperature) != (
+                FinetuneConfig.alpha_kl, FinetuneConfig.temperature):
+            raise UserError("--alpha-kl and --temperature are about a teacher's probabilities; "
+                            "name the teacher with --teacher")
 
 
 @dataclass(frozen=True)
@@ -235,27 +241,29 @@ class BenchConfig:
 
 def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: type,
                 without: tuple[str, ...] = (), argv: list[str] | None = None
-                ) -> tuple[RunConfig, dict[str, Any]]:
+                ) -> tuple[RunConfig, Any]:
     """Read the command line of a training script.
 
     doc: the script's docstring. recipe: what the script sets apart from RunConfig's defaults.
     steps: number of steps by preset. other: the config class that gives further flags. without:
-    settings that would have no effect in this script. Returns the RunConfig and the other class's
-    fields, as far as the preset or a flag says them. Raises UserError on a value that cannot be.
+    settings that would have no effect in this script. Returns a RunConfig and one of the other
+    class. Raises UserError on a value that cannot be.
     """
-    parser = Parser(description=doc.strip().splitlines()[0], allow_abbrev=False)
+    parser = Parser(description=doc.strip().splitlines()[0])
+    by_preset = {"steps"}.union(*(SHAPES[name] for name in BUDGETS), *BUDGETS.values())
     for config in (RunConfig, other):
-        add_flags(parser, config, recipe, without)
+        add_flags(parser, config, {**recipe, **dict.fromkeys(by_preset, "by preset")}, without)
     given = vars(parser.parse_args(argv))
     preset = pick_preset(given.get("preset", "auto"), given.get("device", "auto"))
     chosen = {**recipe, **SHAPES[preset], **BUDGETS[preset], "steps": steps[preset], **given,
               "preset": preset}
+    if H := given.get("hidden_size"):  # the rest of the shape follows, as in BERT
+        chosen |= {"num_attention_heads": max(1, H // 64), "intermediate_size": 4 * H, **given}
     if "tasks" not in given:
         chosen["tasks"] = preset_tasks(preset, chosen.get("corpus", "pydocs"))
-    _check(other, chosen)
-    take = lambda config: {item.name: chosen[item.name] for item in dataclasses.fields(config)
-                           if item.name in chosen}
-    return RunConfig(**take(RunConfig)), take(other)
+    make = lambda config: config(**{item.name: chosen[item.name]
+                                    for item in dataclasses.fields(config) if item.name in chosen})
+    return make(RunConfig), make(other)
 
 
 def preset_tasks(preset: str, corpus: str) -> str:
@@ -282,7 +290,10 @@ def pick_device(name: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with our one line for what is wrong."""
+    """argparse, with our one line for what is wrong; flags are written out."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:  # argparse prints the usage first; this says more
         raise UserError(f"{message}; see --help")

@@ -5,14 +5,15 @@ import shutil
 import subprocess
 import sys
 from array import array
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from minibert.data import (SENTENCE_END, Text, load_text, read_documents, sentences_of, text_files,
-                           tokenize)
+from minibert.data import SENTENCE_END, Text, read_documents, sentences_of, text_files, tokenize
 from minibert.errors import UserError
 from minibert.masking import hash_bits
 from minibert.tokenizer import load_tokenizer, train_tokenizer
@@ -22,8 +23,8 @@ HELD_OUT = 0.08  # share of the documents that no run trains on
 VOCABULARY_TEXT = 20_000_000  # characters that a vocabulary is learned from: a sample, if need be
 
 
-def prepare(corpus: str, kind: str, vocab_size: int, tokenizer: Tokenizer | None = None
-            ) -> tuple[Tokenizer, Text, Text, str]:
+def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
+            tokenizer: Tokenizer | None = None) -> tuple[Tokenizer, Text, Text, str]:
     """The corpus as the tokenizer, the training text, the held-out text and a fingerprint.
 
     corpus: the name of a script in data/, or a path. tokenizer: None trains one of this kind and
@@ -65,7 +66,58 @@ def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
                              if number in sample for sentence in sentences_of(document))
         tokenizer = train_tokenizer(sentences, kind, vocab_size)
     tokenizer.save(str(folder / "tokenizer.json"))
-    tokenize(read_documents(path), tokenizer, folder, order, len(held_out))
+    _write_arrays(tokenize(read_documents(path), tokenizer), folder, order, len(held_out),
+                  np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32)
+
+
+def _write_arrays(documents: Iterator[tuple[list[int], list[int]]], folder: Path,
+                  order: np.ndarray, held_out: int, dtype: type) -> None:
+    """Write what `tokenize` yields as two Texts: "held-out", the first of `order`, and "train".
+
+    order: (documents,) int64, a permutation. The tokens pass through a file, not the memory.
+    """
+    dtype = np.dtype(dtype)
+    # Tokens of each sentence; sentences and tokens of each document.
+    lengths, counts, sizes = array("I"), array("I"), array("I")
+    with open(folder / "staged", "wb") as staged:
+        for tokens, sentences in documents:
+            lengths.extend(sentences)
+            counts.append(len(sentences))
+            sizes.append(len(tokens))
+            staged.write(np.array(tokens, dtype).tobytes())
+    counts, sizes = np.array(counts, np.int64), np.array(sizes, np.int64)
+    firsts, starts = counts.cumsum() - counts, sizes.cumsum() - sizes
+    for part, chosen in (("held-out", order[:held_out]), ("train", order[held_out:])):
+        chosen = chosen[counts[chosen] > 0]
+        if not len(chosen):
+            raise UserError("too few documents hold any text; add some, with a blank line between")
+        with open(folder / "staged", "rb") as staged, \
+                open(folder / f"{part}.tokens.npy", "wb") as tokens, \
+                open(folder / f"{part}.bounds.npy", "wb") as bounds:
+            _npy_header(tokens, dtype, int(sizes[chosen].sum()))
+            _npy_header(bounds, np.dtype(np.int64), int(counts[chosen].sum()), 2)
+            written = 0
+            for document in chosen:
+                staged.seek(starts[document] * dtype.itemsize)
+                tokens.write(staged.read(sizes[document] * dtype.itemsize))
+                first = firsts[document]
+                own = np.array(lengths[first:first + counts[document]], np.int64)
+                ends = written + own.cumsum()
+                bounds.write(np.stack([ends - own, ends], 1).tobytes())
+                written += sizes[document]
+        np.save(folder / f"{part}.documents.npy", np.append(0, counts[chosen].cumsum()))
+    (folder / "staged").unlink()
+
+
+def _npy_header(file: BinaryIO, dtype: np.dtype, *shape: int) -> None:
+    """Begin a file of numpy's format, whose numbers follow piece by piece."""
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False,
+                                                "shape": shape})
+
+
+def load_text(folder: Path, part: str) -> Text:
+    """The "train" or "held-out" part of what `_write_arrays` wrote; the arrays stay on disk."""
+    return Text(*(np.load(folder / f"{part}.{name}.npy", mmap_mode="r") for name in Text._fields))
 
 
 def document_order(count: int) -> np.ndarray:
@@ -82,11 +134,11 @@ def text_of(corpus: str) -> Path:
     """The file or folder of a corpus; a name's script in data/ makes it where it is not there."""
     names = {file.stem for file in DATA.glob("*.py")
              if file.stem != "download" and not file.stem.startswith("tasks_")}
-    path = Path(corpus)
-    if corpus in names and not path.exists():
-        path = DATA / f"{corpus}.txt"
-        if not path.exists():
+    path, made = Path(corpus), DATA / f"{corpus}.txt"
+    if not path.exists():
+        if corpus in names and not made.exists():
             run_data_script(corpus)
+        path = made if made.exists() else path
     if not corpus or not path.exists():
         raise UserError(f"there is no corpus {corpus!r}: no such path, and the names are "
                         f"{', '.join(sorted(names))}")

@@ -10,11 +10,10 @@ import lzma
 import random
 import re
 import zlib
-from array import array
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from minibert.masking import hash_bits
 from minibert.tokenizer import Specials, specials
 
 OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
+# After . ! or ? and a space, unless a small letter follows ("e.g. so"); after 。！？ always.
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^\sa-z])|(?<=[。！？])\s*(?=\S)")
 
 
@@ -40,7 +40,9 @@ class Text(NamedTuple):
         """The first documents, as many as hold this share of the tokens."""
         ends = self.bounds[self.documents[1:] - 1, 1]
         count = 1 + int(np.searchsorted(ends, share * ends[-1]))
-        return self._replace(documents=self.documents[:min(count, len(ends)) + 1])
+        documents = self.documents[:count + 1]
+        bounds = self.bounds[:documents[-1]]
+        return Text(self.tokens[:bounds[-1, 1] + 1], bounds, documents)
 
 
 class Batch(NamedTuple):
@@ -50,6 +52,15 @@ class Batch(NamedTuple):
     is_random_next: Tensor  # (B,) int64, 0 = B follows A, 1 = B is random
     index: Tensor  # (B,) int64, the sequences' numbers, by which masks are drawn
     epoch: int
+    positions: Tensor | None = None  # (B, M) int64, where the masked tokens are
+    labels: Tensor | None = None  # (B, M) int64, what they were, or IGNORE
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file itself, or a folder's .txt, .gz and .xz files in order of name."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix in OPENERS and file.is_file())
 
 
 def read_documents(path: Path) -> Iterator[list[str]]:
@@ -76,7 +87,7 @@ def read_documents(path: Path) -> Iterator[list[str]]:
 
 
 def sentences_of(document: list[str]) -> list[str]:
-    """Its lines, cut where a sentence seems to end.
+    """The lines of a document, cut where a sentence seems to end.
 
     >>> sentences_of(["It is. Is it? e.g. so", "and on"])
     ['It is.', 'Is it? e.g. so', 'and on']
@@ -84,78 +95,39 @@ def sentences_of(document: list[str]) -> list[str]:
     return [sentence for line in document for sentence in SENTENCE_END.split(line)]
 
 
-def text_files(path: Path) -> list[Path]:
-    """The file itself, or a folder's .txt, .gz and .xz files in order of name."""
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix in OPENERS and file.is_file())
+def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer
+             ) -> Iterator[tuple[list[int], list[int]]]:
+    """Each document's tokens, one [SEP] at their end, and how many of them each sentence has.
 
+    documents: their lines.
 
-def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer, folder: Path,
-             order: np.ndarray, held_out: int) -> None:
-    """Write documents to `folder` as two Texts: "held-out", the first of `order`, and "train".
-
-    documents: their lines. order: (documents,) int64, a permutation. The tokens pass through a
-    file, not the memory.
+    >>> from tokenizers import models, pre_tokenizers
+    >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it", "rains", "so"]
+    >>> reader = Tokenizer(models.WordLevel({word: id for id, word in enumerate(words)}))
+    >>> reader.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> list(tokenize(iter([["it rains", "so"], ["so it rains"]]), reader))
+    [([5, 6, 7, 3], [2, 1]), ([7, 5, 6, 3], [3])]
     """
-    special = specials(tokenizer)
+    sep = specials(tokenizer).sep
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy, to change how it reads
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text: brackets and a word
-    dtype = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32)
-    # Tokens of each sentence; sentences and tokens of each document.
-    lengths, counts, sizes = array("I"), array("I"), array("I")
-    with open(folder / "staged", "wb") as staged:
-        while chunk := [sentences_of(document) for document in islice(documents, 500)]:
-            flat = [sentence for document in chunk for sentence in document]
-            encoded = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
-            for document in chunk:
-                sentences = [found.ids for found in islice(encoded, len(document)) if found.ids]
-                ids = [id for sentence in sentences for id in sentence] + [special.sep]
-                lengths.extend(map(len, sentences))
-                counts.append(len(sentences))
-                sizes.append(len(ids))
-                staged.write(np.array(ids, dtype).tobytes())
-    counts, sizes = np.array(counts, np.int64), np.array(sizes, np.int64)
-    firsts, starts = counts.cumsum() - counts, sizes.cumsum() - sizes
-    for part, chosen in (("held-out", order[:held_out]), ("train", order[held_out:])):
-        chosen = chosen[counts[chosen] > 0]
-        if not len(chosen):
-            raise UserError("too few documents hold any text; add some, with a blank line between")
-        with open(folder / "staged", "rb") as staged, \
-                open(folder / f"{part}.tokens.npy", "wb") as tokens, \
-                open(folder / f"{part}.bounds.npy", "wb") as bounds:
-            _npy_header(tokens, dtype, int(sizes[chosen].sum()))
-            _npy_header(bounds, np.dtype(np.int64), int(counts[chosen].sum()), 2)
-            written = 0
-            for document in chosen:
-                staged.seek(starts[document] * dtype.itemsize)
-                tokens.write(staged.read(sizes[document] * dtype.itemsize))
-                first = firsts[document]
-                own = np.array(lengths[first:first + counts[document]], np.int64)
-                ends = written + own.cumsum()
-                bounds.write(np.stack([ends - own, ends], 1).tobytes())
-                written += sizes[document]
-        np.save(folder / f"{part}.documents.npy", np.append(0, counts[chosen].cumsum()))
-    (folder / "staged").unlink()
-
-
-def _npy_header(file: BinaryIO, dtype: np.dtype, *shape: int) -> None:
-    """Begin a file of numpy's format, whose numbers follow piece by piece."""
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False,
-                                                "shape": shape})
-
-
-def load_text(folder: Path, part: str) -> Text:
-    """The "train" or "held-out" part of what `tokenize` wrote; the arrays stay on disk."""
-    return Text(*(np.load(folder / f"{part}.{name}.npy", mmap_mode="r") for name in Text._fields))
+    while chunk := [sentences_of(document) for document in islice(documents, 500)]:
+        flat = [sentence for document in chunk for sentence in document]
+        encoded = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
+        for document in chunk:
+            sentences = [found.ids for found in islice(encoded, len(document)) if found.ids]
+            tokens = [id for sentence in sentences for id in sentence]
+            yield [*tokens, sep], [len(sentence) for sentence in sentences]
 
 
 def segment_pairs(text: Text, max_tokens: int, *, seed: int, copy: int,
                   short_seq_prob: float = 0.1) -> np.ndarray:
-    """BERT's pairs: half the time B follows A, half the time it is from another document.
+    """BERT's pairs: A, and a B that follows it or is from another document, half the time each.
 
+    A chunk of one sentence has nothing to follow, so its B is always random: in sequences of 32
+    tokens two pairs of three are. Cutting A and a B that follows may leave a gap between them.
     max_tokens: of A and B together. copy: which of the duplicates of the text this is; splits and
     random segments are drawn anew in each. Returns (N, 5) int64: start and end of A, start and
     end of B, and 0 = B follows A, 1 = B is random.
@@ -174,11 +146,11 @@ def segment_pairs(text: Text, max_tokens: int, *, seed: int, copy: int,
     last_document = len(documents) - 2
     if last_document < 1:
         raise UserError("segment pairs need at least two documents: the random B comes from "
-                        "another one; put a blank line between documents")
+                        "another one; put a blank line between documents, or use more of the text")
     pairs = []
     for document, (i, end) in enumerate(zip(documents, documents[1:])):
         draw = random.Random(f"{seed} pairs {copy} {document}")
-        # Paper: some shorter sequences, so that fine-tuning meets no surprise.
+        # google-research/bert: some sequences are shorter, so that short inputs are no surprise.
         short = draw.random() < short_seq_prob
         target = draw.randint(2, max_tokens) if short else max_tokens
         start, length = i, 0  # the chunk in hand: sentences start..i
@@ -204,6 +176,18 @@ def segment_pairs(text: Text, max_tokens: int, *, seed: int, copy: int,
             pairs.append((*_truncate(*a, *b, max_tokens, draw), int(is_random)))
             start, length = i, 0
     return np.array(pairs, dtype=np.int64)
+
+
+def _truncate(a_start: int, a_end: int, b_start: int, b_end: int, max_tokens: int,
+              draw: random.Random) -> tuple[int, int, int, int]:
+    """Shorten the longer side, token by token from a random end, until both fit."""
+    while (a_end - a_start) + (b_end - b_start) > max_tokens:
+        front = draw.random() < 0.5
+        if a_end - a_start > b_end - b_start:
+            a_start, a_end = a_start + front, a_end - (not front)
+        else:
+            b_start, b_end = b_start + front, b_end - (not front)
+    return a_start, a_end, b_start, b_end
 
 
 def full_sentences(text: Text, max_tokens: int, *, cross_documents: bool = True) -> np.ndarray:
@@ -238,7 +222,7 @@ def full_sentences(text: Text, max_tokens: int, *, cross_documents: bool = True)
     blocks.append((block_start, block_end))
     spans = np.zeros((len(blocks), 5), dtype=np.int64)
     spans[:, :2] = blocks
-    return spans[spans[:, 1] > spans[:, 0]]
+    return spans[spans[:, 1] > spans[:, 0]]  # some were closed before they held anything
 
 
 def make_sequences(text: Text, input_format: str, seq_length: int, *, seed: int, copy: int,
@@ -282,8 +266,8 @@ class Batches:
 
     def __init__(self, text: Text, run: RunConfig, special: Specials, device: str,
                  copy: Callable[[int], int]):
-        """copy: from the epoch to the duplicate of the text that it shows: the masker's rule, so
-        that static masks lie on static pairs, as in BERT's `dupe_factor`."""
+        """copy: the masker's rule, which copy of the text an epoch shows. Pairs are drawn by it,
+        too, so that static masks lie on static pairs, as in BERT's `dupe_factor`."""
         self.text, self.run, self.special, self.copy = text, run, special, copy
         self.device, self.tokens = device, torch.from_numpy(text.tokens.astype(np.int32)).to(device)
         self.position = (0, 0)  # epoch, batches of it that are done
@@ -294,7 +278,7 @@ class Batches:
         B = self.run.batch_size
         if self.ready != epoch:
             self._start(epoch)
-        # A last, smaller batch is left out: the order is another one in each epoch.
+        # A last, smaller batch is left out; in the next epoch's order it is another one.
         rows = self.order[done * B:(done + 1) * B]
         last = (done + 2) * B > len(self.order)
         self.position = (epoch + 1, 0) if last else (epoch, done + 1)
@@ -312,15 +296,3 @@ class Batches:
         number = torch.arange(len(spans), device=self.device)
         self.order = hash_bits(run.seed, "order", epoch, number).argsort(stable=True)
         self.ready = epoch
-
-
-def _truncate(a_start: int, a_end: int, b_start: int, b_end: int, max_tokens: int,
-              draw: random.Random) -> tuple[int, int, int, int]:
-    """Shorten the longer side, token by token from a random end, until both fit."""
-    while (a_end - a_start) + (b_end - b_start) > max_tokens:
-        front = draw.random() < 0.5
-        if a_end - a_start > b_end - b_start:
-            a_start, a_end = a_start + front, a_end - (not front)
-        else:
-            b_start, b_end = b_start + front, b_end - (not front)
-    return a_start, a_end, b_start, b_end

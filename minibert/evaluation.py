@@ -1,4 +1,4 @@
-"""The fixed held-out set that every run is measured on, and what is measured beside its floors.
+"""The fixed held-out set that every run is measured on, the scores, and the baselines beside them.
 
 N sequences, M masked positions, S sequence.
 """
@@ -17,11 +17,10 @@ from minibert.tokenizer import specials
 
 
 def evaluation_set(held_out: Text, input_format: str, run: RunConfig,
-                   tokenizer: tokenizers.Tokenizer, device: str) -> tuple[Batch, Tensor, Tensor]:
+                   tokenizer: tokenizers.Tokenizer, device: str) -> Batch:
     """The fixed, masked held-out sequences: the same for every run on a corpus, whatever its seed.
 
-    Returns the batch with hidden tokens, positions (N, M) and labels (N, M), with as many
-    sequences as hold run.eval_targets targets, or all there are.
+    As many sequences as hold run.eval_targets targets, or all there are.
     """
     special = specials(tokenizer)
     spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, copy=0,
@@ -33,25 +32,27 @@ def evaluation_set(held_out: Text, input_format: str, run: RunConfig,
         batch.input_ids, order, seed=0, epoch=0, vocab_size=tokenizer.get_vocab_size(),
         mask_id=special.mask, special_ids=tuple(special), pad_id=special.pad)
     enough = int(((labels != IGNORE).sum(1).cumsum(0) < run.eval_targets).sum()) + 1
-    rows = [tensor[:enough].to(device) for tensor in (inputs, *batch[1:5])]
-    return Batch(*rows, 0), positions[:enough].to(device), labels[:enough].to(device)
+    batch = batch._replace(input_ids=inputs, positions=positions, labels=labels)
+    return Batch._make(value[:enough].to(device) if isinstance(value, Tensor) else value
+                       for value in batch)
 
 
 @torch.no_grad()
-def evaluate(model: MaskedLM, found: tuple[Batch, Tensor, Tensor], size: int = 256,
+def evaluate(model: MaskedLM, batch: Batch, size: int = 256,
              teacher: MaskedLM | None = None) -> dict:
-    """Loss in nats per target and accuracy on a fixed set, beside what no context can beat.
+    """Loss in nats per target and accuracy on a fixed set, beside the entropy of its targets.
 
-    unigram_entropy is the entropy of the targets themselves: the lowest loss of any predictor
-    that looks at no context. With a teacher also KL(teacher || model) in nats per target, and how
-    often both find the same word likeliest. For a model with an NSP head on pairs, `nsp_scores`.
+    unigram_entropy: the lowest loss of a predictor that ignores its input. (One that looks at the
+    token in each target's own place does a little better: some are not shown as [MASK].) With a
+    teacher also KL(teacher || model) in nats per target, and how often both find the same word
+    likeliest. For a model with an NSP head on pairs, `nsp_scores`.
     """
-    batch, positions, labels = found
+    labels = batch.labels
     was_training = model.training
     model.eval()
     loss, right, kl, same, nsp_guesses = 0.0, 0, 0.0, 0, []
     for rows in torch.arange(len(labels), device=labels.device).split(size):
-        inputs = dict(input_ids=batch.input_ids[rows], positions=positions[rows],
+        inputs = dict(input_ids=batch.input_ids[rows], positions=batch.positions[rows],
                       attention_mask=batch.attention_mask[rows],
                       token_type_ids=batch.token_type_ids[rows])
         output = model(**inputs)
@@ -68,7 +69,7 @@ def evaluate(model: MaskedLM, found: tuple[Batch, Tensor, Tensor], size: int = 2
     targets = labels[labels != IGNORE].cpu()
     share = targets.bincount().double() / len(targets)
     digest = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes()
-                                     for tensor in (batch.input_ids, positions, labels)))
+                                     for tensor in (batch.input_ids, batch.positions, labels)))
     result = {"mlm_loss": loss / len(targets), "accuracy": right / len(targets),
               "targets": len(targets), "unigram_entropy": -torch.special.xlogy(share, share).sum()
               .item(), "hash": digest.hexdigest()[:16]}

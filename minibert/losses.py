@@ -1,8 +1,8 @@
 """The four losses of the three recipes, each a mean whose denominator is in plain sight.
 
-`count` is that denominator: the predictions (or sequences) of the whole update. It is given when
-an update is cut into parts: the mean of the parts' means is another number when the parts hold
-different counts. B batch, M masked positions, H hidden, V vocabulary; "..." is any number of dims.
+`count` is that denominator. An update may be cut into parts: each divides by the predictions (or
+sequences) of the whole update, so that the parts add up to the loss of the whole.
+B batch, M masked positions, H hidden, V vocabulary; "..." is any number of dims.
 """
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from minibert.masking import IGNORE
 
 
 def mlm_loss(logits: Tensor, labels: Tensor, count: int | Tensor | None = None) -> Tensor:
-    """Cross-entropy of the hidden tokens, nats per predicted token (Devlin et al. 2018, 3.1).
+    """Cross-entropy of the masked tokens, nats per predicted token (Devlin et al. 2018, 3.1).
 
     logits: (..., V). labels: (...) int64, IGNORE where nothing is predicted. Returns a scalar;
     0 when nothing is predicted.
@@ -35,7 +35,8 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
                      real: Tensor | None = None, count: int | Tensor | None = None) -> Tensor:
     """T² KL(teacher || student) of distributions softened by T, nats per position.
 
-    logits: (..., V). real: (...) bool, the positions that count, by default all. Returns a scalar.
+    logits: (..., V). real: (...) bool, the positions that count, by default all. Returns a scalar
+    in float32 at least, 0 where no position counts.
     Paper: Hinton et al. 2015, section 2: soft gradients shrink as 1/T², so T² keeps the balance
     with the hard labels when T changes. (KL is the cross-entropy of DistilBERT's paper less the
     teacher's entropy, a constant.)
@@ -58,12 +59,10 @@ def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, real: Tensor | N
 
 
 def _mean(values: Tensor, real: Tensor | None, count: int | Tensor | None) -> Tensor:
-    if real is not None:
-        values = values.masked_fill(~real, 0)
-    if count is None:
-        count = values.numel() if real is None else real.sum()
-    return values.sum() / torch.as_tensor(count, device=values.device).clamp(min=1)
+    real = torch.ones_like(values, dtype=torch.bool) if real is None else real
+    count = real.sum() if count is None else torch.as_tensor(count, device=values.device)
+    return values.masked_fill(~real, 0).sum() / count.clamp(min=1)
 
 
 def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))  # no halves
+    return values.to(torch.promote_types(values.dtype, torch.float32))  # bfloat16 too

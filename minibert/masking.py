@@ -1,4 +1,4 @@
-"""Which tokens are hidden: a pure function of (seed, epoch, sequence index, position).
+"""Which tokens are masked: a pure function of (seed, epoch, sequence index, position).
 
 Nothing here has state, so a mask does not depend on batch size, order, device or resume.
 B batch, S sequence, M masked positions, V vocabulary.
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100  # the label of a slot that holds no prediction; torch's own convention
@@ -37,12 +36,12 @@ def hash_bits(*keys: "int | str | Tensor") -> "int | Tensor":
 def mask_tokens(input_ids: Tensor, index: Tensor, *, seed: int, epoch: int, vocab_size: int,
                 mask_id: int, special_ids: Sequence[int], pad_id: int = 0, rate: float = 0.15,
                 continues: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the tokens to predict and hide them (Devlin et al. 2018, section 3.1, task 1).
+    """Choose the tokens to predict and mask them (Devlin et al. 2018, section 3.1, task 1).
 
     input_ids: (B, S) int64, left as it is. index: (B,) int64, the number of each sequence in its
     corpus. special_ids: never chosen and never drawn as a random word. continues: (V,) bool, True
     for tokens that continue a word; when given, whole words are chosen (BERT's update of 2019).
-    Returns inputs (B, S), positions (B, M) ascending, and labels (B, M), the hidden tokens; a
+    Returns inputs (B, S), positions (B, M) ascending, and labels (B, M), the masked tokens; a
     short sequence leaves slots unused at the end: position 0, label IGNORE.
 
     A sequence of ten tokens, [CLS]=2 and [SEP]=3 at its ends, gives round(0.15 * 10) = 2
@@ -63,28 +62,26 @@ def mask_tokens(input_ids: Tensor, index: Tensor, *, seed: int, epoch: int, voca
     quota = torch.tensor([0] + [max(1, round(rate * n)) for n in range(1, S + 1)], device=device)
     number = quota[(input_ids != pad_id).sum(1)]
     candidate = ~torch.isin(input_ids, special)
-    M = max(1, round(rate * S))
-
     score = hash_bits(seed, epoch, "choose", row, position)
     if continues is None:
         chosen = _best(score, candidate, number)
     else:
         chosen = _best_words(score, candidate, number, continues[input_ids])
-    slots = torch.where(chosen, position, S).sort(dim=1).values[:, :M]  # unused slots hold S
-    used = slots < S
-    positions = torch.where(used, slots, 0)
 
-    # Paper: of ten chosen tokens eight become [MASK], one a random word and one stays as it is.
-    original = input_ids.gather(1, positions)
     words = torch.arange(vocab_size, device=device)
     # Departure: BERT's release may draw [PAD] or [MASK] as a random word; here it is a real one.
     words = words[~torch.isin(words, special)]
-    random_word = words[hash_bits(seed, epoch, "word", row, positions) % len(words)]
-    draw = hash_bits(seed, epoch, "hide", row, positions) % 10
-    hidden = torch.where(draw < 8, mask_id, torch.where(draw == 8, random_word, original))
-    one_wider = F.pad(input_ids, (0, 1))  # its last column takes what unused slots write
-    inputs = one_wider.scatter(1, slots, hidden)[:, :S]
-    return inputs, positions, torch.where(used, original, IGNORE)
+    random_word = words[hash_bits(seed, epoch, "word", row, position) % len(words)]
+    # Paper: of ten chosen tokens eight become [MASK], one a random word and one stays as it is.
+    draw = hash_bits(seed, epoch, "hide", row, position) % 10
+    shown = torch.where(draw < 8, mask_id, torch.where(draw == 8, random_word, input_ids))
+    inputs = torch.where(chosen, shown, input_ids)
+
+    # The chosen positions of each row, moved to its front; S marks a slot that is not used.
+    slots = torch.where(chosen, position, S).sort(dim=1).values[:, :max(1, round(rate * S))]
+    positions = slots.where(slots < S, 0)
+    labels = input_ids.gather(1, positions).where(slots < S, IGNORE)
+    return inputs, positions, labels
 
 
 @dataclass(frozen=True)

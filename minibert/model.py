@@ -45,17 +45,17 @@ class MaskedLM(nn.Module):
     def forward(self, input_ids: Tensor, *, attention_mask: Tensor | None = None,
                 token_type_ids: Tensor | None = None,
                 positions: Tensor | None = None) -> MaskedLMOutput:
-        """Logits of the hidden tokens, and of "B is random" where the model has that head.
+        """Logits of the masked tokens, and of "B is random" where the model has that head.
 
         input_ids, token_type_ids: (B, S) int64. attention_mask: (B, S), 1 = token, 0 = padding.
         positions: (B, M) int64, where predictions are read; None reads all S. Both give the same
         numbers: what is not read is not computed.
         """
-        read = positions
+        places = positions
         if positions is not None and self.config.next_sentence:
-            read = F.pad(positions, (1, 0))  # [CLS], position 0, is read by the NSP head
+            places = F.pad(positions, (1, 0))  # [CLS], position 0, is read by the NSP head
         hidden = self.encoder(input_ids, attention_mask=attention_mask,
-                              token_type_ids=token_type_ids, positions=read)
+                              token_type_ids=token_type_ids, positions=places)
         nsp_logits = None
         if self.config.next_sentence:
             nsp_logits = self.nsp_head(torch.tanh(self.pooler(hidden[:, 0])))
@@ -64,7 +64,7 @@ class MaskedLM(nn.Module):
         roberta = self.config.model_type == "roberta"
         activation = F.gelu if roberta else ACTIVATIONS[self.config.hidden_act]
         transformed = self.transform_norm(activation(self.transform(hidden)))
-        # Paper: the decoder is the word embedding table itself, with a bias of its own.
+        # google-research/bert: the decoder is the table of words itself, with a bias of its own.
         words = self.encoder.embeddings.word.weight  # (V, H)
         return MaskedLMOutput(F.linear(transformed, words, self.decoder_bias), nsp_logits, hidden)
 
@@ -86,8 +86,8 @@ class Encoder(nn.Module):
                             f"{self.config.max_length} positions; cut the input into pieces")
         bias = None
         if attention_mask is not None:
-            # Paper: google-research/bert adds -10000 to padded keys. It is exactly 0 after the
-            # softmax, and finite in every number format even when a whole row is padding.
+            # google-research/bert: -10000 leaves a padded key a weight of exactly 0; unlike -inf
+            # it makes no NaN of a row that is all padding.
             bias = (1 - attention_mask[:, None, None, :].float()) * -10000  # (B, 1, 1, S)
         hidden = self.embeddings(input_ids, token_type_ids)  # (B, S, H)
         for layer in self.layers[:-1]:
@@ -140,11 +140,11 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor, bias: Tensor | None,
                 positions: Tensor | None = None) -> Tensor:
-        read = hidden if positions is None else gather(hidden, positions)
-        attended = self.dropout(self.attention(read, hidden, bias))
-        read = self.attention_norm(read + attended)  # post-norm: the sum is normalised
-        transformed = self.dropout(self.output(self.activation(self.intermediate(read))))
-        return self.output_norm(read + transformed)
+        asking = hidden if positions is None else gather(hidden, positions)
+        attended = self.dropout(self.attention(asking, hidden, bias))
+        asking = self.attention_norm(asking + attended)  # post-norm: the sum is normalised
+        transformed = self.dropout(self.output(self.activation(self.intermediate(asking))))
+        return self.output_norm(asking + transformed)
 
 
 class Attention(nn.Module):
@@ -159,9 +159,10 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, read: Tensor, hidden: Tensor, bias: Tensor | None) -> Tensor:
-        """read: (B, M, H), who asks. hidden: (B, S, H), who answers. bias: added to the scores."""
-        query = self.split(self.query(read))  # (B, A, M, D)
+    def forward(self, asking: Tensor, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        """asking: (B, M, H), by queries. hidden: (B, S, H), which answers by keys and values.
+        bias: added to the scores. Returns (B, M, H)."""
+        query = self.split(self.query(asking))  # (B, A, M, D)
         key, value = map(self.split, self.key_value(hidden).chunk(2, dim=-1))  # (B, A, S, D)
         bias = None if bias is None else bias.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
@@ -169,7 +170,7 @@ class Attention(nn.Module):
         mixed = attend(query, key, value, attn_mask=bias, dropout_p=dropout)  # (B, A, M, D)
         return self.output(mixed.transpose(1, 2).flatten(2))  # (B, M, H)
 
-    def split(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> Tensor:  # (B, M, H) -> (B, A, M, D)
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 

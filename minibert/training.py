@@ -95,8 +95,8 @@ class Training:
         self.device = pick_device(run.device)
         if run.seq_length > model.config.max_length:
             raise UserError(f"--seq-length {run.seq_length} is more than the model's "
-                            f"{model.config.max_length} positions; use less, or "
-                            f"--max-position-embeddings {run.seq_length}")
+                            f"{model.config.max_length} positions; use less, or a model "
+                            f"made with --max-position-embeddings {run.seq_length}")
         self.rank, self.world = join_processes(self.device)
         if run.batch_size % (run.accumulation * self.world):
             raise UserError(f"--batch-size {run.batch_size} does not divide into --accumulation "
@@ -139,11 +139,12 @@ class Training:
                 self.seconds = time.monotonic() - start
                 self._after_step()
 
-    def show_examples(self, inputs: Tensor, positions: Tensor, labels: Tensor) -> None:
-        """Print the first three sequences of a new run, with what the hidden tokens were."""
+    def show_examples(self, batch: Batch) -> None:
+        """Print the first three sequences of a new run, with what the masked tokens were."""
         if self.step or self.rank:
             return
-        for ids, where, words in zip(inputs[:3].tolist(), positions.tolist(), labels.tolist()):
+        for ids, where, words in zip(batch.input_ids[:3].tolist(), batch.positions.tolist(),
+                                     batch.labels.tolist()):
             tokens = [self.tokenizer.id_to_token(id) for id in ids]
             for position, word in zip(where, words):
                 if word != IGNORE:
@@ -151,14 +152,16 @@ class Training:
             pad = self.tokenizer.id_to_token(self.module.config.pad_token_id)
             tqdm.write("example: " + " ".join(token for token in tokens if token != pad))
 
-    def parts(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    def parts(self, batch: Batch) -> Iterator[Batch]:
         """This process's rows of an update, in `accumulation` parts for its gradient.
 
         Every process draws the masks of all rows, which costs next to nothing, so the number of
         predictions is known to each without asking the others.
         """
-        chunks = zip(*(tensor.chunk(self.run.accumulation * self.world) for tensor in tensors))
-        return itertools.islice(chunks, self.rank, None, self.world)
+        count = self.run.accumulation * self.world
+        fields = [value.chunk(count) if isinstance(value, Tensor) else [value] * count
+                  for value in batch]
+        return itertools.islice(map(Batch._make, zip(*fields)), self.rank, None, self.world)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """For the forward pass."""

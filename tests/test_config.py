@@ -1,5 +1,6 @@
 """Settings: every flag arrives, in the right order of precedence, and bad ones end in one line."""
 import dataclasses
+import importlib
 import re
 import subprocess
 import sys
@@ -32,7 +33,7 @@ class Stop(Exception):
 
 
 def start(script, monkeypatch, *flags):
-    """What main() makes of the command line: the RunConfig, and the other class's fields."""
+    """What main() makes of the command line: the RunConfig, and the other class's."""
     def parse_and_stop(*arguments, **named):
         raise Stop(*parse_flags(*arguments, **named))
 
@@ -52,7 +53,9 @@ def model_config(script, monkeypatch, *flags, vocab=Specials(pad=0, unk=1, cls=2
     monkeypatch.setattr(SCRIPTS[script], "prepare", lambda *arguments: (None, None, None, ""))
     monkeypatch.setattr(SCRIPTS[script], "specials", lambda tokenizer: vocab)
     monkeypatch.setattr(SCRIPTS[script], "MaskedLM", stop)
-    monkeypatch.setattr(sys, "argv", ["script.py", *NEEDED[script], "--preset", "tiny", *flags])
+    preset = [] if "--preset" in flags else ["--preset", "tiny"]
+    monkeypatch.setattr(sys, "argv", ["script.py", *NEEDED[script], *preset, "--tasks", "none",
+                                      *flags])
     with pytest.raises(Stop) as stopped:
         SCRIPTS[script].main()
     return stopped.value.args[0]
@@ -98,12 +101,14 @@ def test_every_flag_arrives(script, monkeypatch):
         after = together(*start(script, monkeypatch, *base, *as_flags(item.name, value)))
         assert after[item.name] == value and type(value) is type(item.default), item.name
         changed = {name for name in after if after[name] != before.get(name)}
-        together_with = {"corpus": {"tasks"}}.get(item.name, set())  # pydocs has tasks of its own
+        together_with = {"corpus": {"tasks"},  # pydocs has tasks of its own
+                         "hidden_size": {"num_attention_heads", "intermediate_size"}
+                         }.get(item.name, set())
         assert changed == {item.name} | together_with or item.name == "preset"
 
 
 def together(run, other):
-    return {**dataclasses.asdict(run), **other}
+    return {**dataclasses.asdict(run), **dataclasses.asdict(other)}
 
 
 @EVERY_SCRIPT
@@ -118,6 +123,44 @@ def test_help_lists_the_flags_that_were_tested(script, monkeypatch, capsys):
     assert shown == expected | {"--help"}
 
 
+def test_help_shows_no_default_that_a_preset_overrules(monkeypatch, capsys):
+    """Would catch: `--steps [1]`, which no preset has."""
+    monkeypatch.setattr(sys, "argv", ["script.py", "--help"])
+    with pytest.raises(SystemExit):
+        train_bert.main()
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("updates of the weights [by preset]", "feed-forward of 4 times that [by preset]",
+                 "sequences in an update [by preset]", "clip the gradient to this norm; 0: never "
+                 "[1.0]", "masks that repeat or new ones each epoch [static]"):
+        assert text in shown, text
+
+
+@pytest.mark.parametrize("command, expected", [
+    ("fill-mask r [MASK] --top 0", "argument --top: invalid positive value: '0'"),
+    ("compare --jobs -1", "argument --jobs: "), ("compare --tokens -5", "argument --tokens: "),
+    ("compare --seed 2", "unrecognized arguments: --seed 2"),
+    ("info README.md", "README.md/run.json is a file where a folder is needed"),
+    ("finetune r --out x --alpha-kl 1", "name the teacher with --teacher")])
+def test_minibert_refuses_in_one_line(command, expected, monkeypatch, capsys):
+    """Would catch: a traceback, a command that waits for ever, a flag that is guessed."""
+    monkeypatch.chdir(REPO)
+    monkeypatch.setattr(sys, "argv", ["minibert", *command.split()])
+    with pytest.raises(SystemExit) as ended:
+        run_cli(importlib.import_module("minibert.__main__").main)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and expected in line
+
+
+def test_a_reader_who_goes_away_is_no_error():
+    """Would catch: the traceback of `... | head`."""
+    done = subprocess.run(
+        f"{sys.executable} -c 'from minibert.errors import run_cli;"
+        "run_cli(lambda: [print(100 * str(i)) for i in range(20000)])' | head -n 1",
+        shell=True, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.startswith("0000") and done.stderr == ""
+
+
 @pytest.mark.parametrize("script", ["bert", "roberta"])
 def test_every_model_flag_reaches_the_model(script, monkeypatch):
     """Would catch: a shape that is read from the preset, whatever the flag says."""
@@ -128,8 +171,19 @@ def test_every_model_flag_reaches_the_model(script, monkeypatch):
             after = model_config(script, monkeypatch, *as_flags(item.name, value))
             if item.name != "max_position_embeddings":
                 assert getattr(after, item.name) == value, item.name
+    wider = model_config(script, monkeypatch, "--hidden-size", "320", "--intermediate-size", "99")
+    assert (wider.num_attention_heads, wider.intermediate_size) == (5, 99)  # BERT's heads of 64
     longer = model_config(script, monkeypatch, "--max-position-embeddings", "200")
     assert longer.max_length == 200  # in tokens: RoBERTa's table has more rows
+
+
+@pytest.mark.parametrize("script", ["bert", "roberta"])
+@pytest.mark.parametrize("preset", BUDGETS)
+def test_every_preset_builds_a_model_for_its_sequences(script, preset, monkeypatch):
+    """Would catch: a script that reads a field which only some presets set."""
+    shape = model_config(script, monkeypatch, "--preset", preset)
+    assert shape.max_length >= BUDGETS[preset]["seq_length"]
+    assert shape.hidden_size == SHAPES[preset]["hidden_size"]
 
 
 def test_scripts_build_their_architecture(monkeypatch):
@@ -156,12 +210,12 @@ def test_flag_before_preset_before_recipe_before_default(monkeypatch):
     run, shape = parse()
     assert run.eval_every == RunConfig.eval_every == 500  # nobody says: the default
     assert run.log_every == 7 and run.seed == 4  # the recipe says
-    assert run.batch_size == 64 and shape["hidden_size"] == 128  # recipe and preset say
+    assert run.batch_size == 64 and shape.hidden_size == 128  # recipe and preset say
     assert run.steps == 11
     run, shape = parse("--batch-size", "96", "--log-every", "9", "--hidden-size", "256",
                        "--steps", "33", "--seed", "0")
     assert (run.batch_size, run.log_every, run.steps, run.seed) == (96, 9, 33, 0)
-    assert shape["hidden_size"] == 256
+    assert shape.hidden_size == 256
 
 
 @EVERY_SCRIPT
@@ -179,14 +233,13 @@ def test_auto_preset_follows_the_device(script, device, preset, monkeypatch):
 
 def test_train_bert_is_bert_by_default(monkeypatch):
     """Would catch: a default that is not Devlin et al. 2018's."""
-    run, shape = start("bert", monkeypatch, "--preset", "base")
+    run, made = start("bert", monkeypatch, "--preset", "base")
     assert (run.input_format, run.nsp, run.short_seq_prob) == ("segment-pair", True, 0.1)
     assert (run.masking, run.static_masks, run.mask_rate) == ("static", 10, 0.15)
     assert not run.whole_word_masking and run.tokenizer == "wordpiece"
     assert (run.adam_beta2, run.weight_decay, run.max_grad_norm) == (0.999, 0.01, 1.0)
     assert (run.steps, run.batch_size, run.seq_length) == (1_000_000, 256, 512)
     assert run.learning_rate == 1e-4 and run.warmup * run.steps == 10_000
-    made = ModelConfig(**shape)
     assert (made.hidden_dropout_prob, made.attention_probs_dropout_prob) == (0.1, 0.1)
     assert (made.layer_norm_eps, made.initializer_range, made.hidden_act) == (1e-12, 0.02, "gelu")
 
@@ -196,15 +249,14 @@ def test_train_roberta_is_roberta_by_default(monkeypatch):
     run, _ = start("roberta", monkeypatch, "--preset", "base")
     assert (run.input_format, run.nsp, run.masking) == ("full-sentences", False, "dynamic")
     assert (run.adam_beta2, run.weight_decay, run.max_grad_norm) == (0.98, 0.01, 0.0)
-    assert (run.mask_rate, run.seq_length, run.steps) == (0.15, 512, 500_000)
+    assert (run.mask_rate, run.seq_length, run.steps) == (0.15, 512, 1_000_000)
 
 
 def test_distill_is_distilbert_by_default(monkeypatch):
     """Would catch trap 32: a default that is not Sanh et al. 2019's, or not the documented one."""
-    run, other = start("distill", monkeypatch, "--preset", "base")
+    run, made = start("distill", monkeypatch, "--preset", "base")
     assert (run.input_format, run.nsp, run.masking) == ("full-sentences", False, "dynamic")
     assert (run.adam_beta2, run.weight_decay, run.max_grad_norm) == (0.98, 0.0, 5.0)
-    made = DistillConfig(**other)
     assert (made.alpha_kl, made.alpha_mlm, made.alpha_cos, made.temperature) == (5, 2, 1, 2)
     assert (made.student_layers, made.init) == (0, "teacher")  # half the layers, and copied
     assert made.distill_positions == "predicted"

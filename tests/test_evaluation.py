@@ -20,29 +20,29 @@ def pairs(count=40):
         ids[row, :len(tokens)] = torch.tensor(tokens)
         types[row, len(a) + 2:len(tokens)] = 1
     is_random = torch.arange(count) % 2
-    batch = Batch(ids, (ids > 0).long(), types, is_random, torch.arange(count), 0)
     labels = torch.full((count, 2), IGNORE)
     labels[:, 0] = 10 + torch.arange(count) % 7
-    return batch, torch.ones(count, 2, dtype=torch.int64), labels
+    return Batch(ids, (ids > 0).long(), types, is_random, torch.arange(count), 0,
+                 torch.ones(count, 2, dtype=torch.int64), labels)
 
 
 @torch.no_grad()
 def test_nearness_to_the_teacher_by_hand():
     """Catches KL the other way round, padding slots counted, temperatures, agreement with the
     truth instead of the teacher, and batches weighted alike."""
-    found = batch, positions, labels = pairs()
+    batch = pairs()
     model, teacher = MaskedLM(CONFIG, 1).eval(), MaskedLM(CONFIG, 2).eval()
-    result = evaluate(model, found, 16, teacher=teacher)
+    result = evaluate(model, batch, 16, teacher=teacher)
     log_p, log_q = (one(batch.input_ids, attention_mask=batch.attention_mask,
-                        token_type_ids=batch.token_type_ids, positions=positions)
+                        token_type_ids=batch.token_type_ids, positions=batch.positions)
                     .mlm_logits[:, 0].log_softmax(-1) for one in (teacher, model))
     expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
     assert result["kl_to_teacher"] == pytest.approx(expected, rel=1e-5) and expected > 0.01
     same = (log_p.argmax(-1) == log_q.argmax(-1)).double().mean().item()
     assert result["agreement"] == pytest.approx(same) and same < 1
-    itself = evaluate(model, found, 16, teacher=model)
+    itself = evaluate(model, batch, 16, teacher=model)
     assert itself["kl_to_teacher"] == pytest.approx(0, abs=1e-6) and itself["agreement"] == 1
-    assert "kl_to_teacher" not in evaluate(model, found)
+    assert "kl_to_teacher" not in evaluate(model, batch)
 
 
 class Judge(torch.nn.Module):
@@ -64,7 +64,7 @@ class Judge(torch.nn.Module):
 ])
 def test_what_an_nsp_accuracy_is_worth(rule, accuracy, order):
     """Catches floors that are not those of the set, and swapped pairs that are not swapped."""
-    batch, _, _ = pairs()
+    batch = pairs()
     judge = Judge(rule)
     guesses = judge(batch.input_ids, attention_mask=batch.attention_mask,
                     token_type_ids=batch.token_type_ids, positions=None).nsp_logits.argmax(-1)
@@ -75,7 +75,7 @@ def test_what_an_nsp_accuracy_is_worth(rule, accuracy, order):
 
 def test_length_rule_of_either_kind():
     """Catches a length floor that only knows "random pairs are longer": in BERT's they are not."""
-    batch, _, _ = pairs()
+    batch = pairs()
     shorter = batch._replace(is_random_next=1 - batch.is_random_next)
     assert nsp_scores(Judge(lambda ids, mask, types: mask[:, 0]), shorter,
                       torch.ones(40, dtype=torch.int64), 16)["nsp_length"] == 1.0

@@ -15,7 +15,7 @@ from conftest import (BUDGET, TOY, assert_one_error_line, assert_same_run, log, 
 import minibert.training as training_module
 from minibert.config import ModelConfig, RunConfig
 from minibert.corpus import prepare
-from minibert.data import Batches
+from minibert.data import Batch, Batches
 from minibert.errors import UserError, run_cli
 from minibert.losses import mlm_loss
 from minibert.masking import IGNORE, DynamicMasker, mask_tokens
@@ -140,15 +140,19 @@ def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
 @pytest.mark.parametrize("world", [1, 2])
 def test_parts_cover_the_update(world):
     """Catches a part that is lost, doubled or misaligned with its labels, in each process."""
-    rows, labels = torch.arange(8).view(8, 1), torch.arange(8)
+    rows = torch.arange(8).view(8, 1)
+    batch = Batch(rows, rows, rows, rows[:, 0], rows[:, 0], 5, rows, rows)
     cut = []
     for rank in range(world):
         mine = list(Training.parts(SimpleNamespace(run=SimpleNamespace(accumulation=4 // world),
-                                                   rank=rank, world=world), rows, labels))
+                                                   rank=rank, world=world), batch))
         assert len(mine) == 4 // world
         cut += mine
-    assert all(len(a) == 2 and torch.equal(a[:, 0], b) for a, b in cut)
-    assert torch.cat([b for _, b in cut]).sort().values.tolist() == labels.tolist()
+    for part in cut:
+        assert len(part.index) == 2 and part.epoch == 5
+        assert all(torch.equal(value.flatten(), part.index) for value in part
+                   if value is not part.epoch)
+    assert torch.cat([part.index for part in cut]).sort().values.tolist() == [*range(8)]
 
 
 def test_compiled_blocks_train_alike(toy_text, tmp_path, run_script, monkeypatch):
@@ -229,11 +233,11 @@ def test_trap_37_hash_sees_every_part(held_out):
     tokenizer, text = held_out
     run = dataclasses.replace(RUN, seq_length=16, eval_targets=20)
     model = MaskedLM(CONFIG)
-    batch, *targets = evaluation_set(text, "full-sentences", run, tokenizer, "cpu")
-    hashes = {evaluate(model, (batch, *targets))["hash"]}
-    for part in (batch.input_ids, *targets):
+    batch = evaluation_set(text, "full-sentences", run, tokenizer, "cpu")
+    hashes = {evaluate(model, batch)["hash"]}
+    for part in (batch.input_ids, batch.positions, batch.labels):
         part[0, 0] += 1
-        hashes.add(evaluate(model, (batch, *targets))["hash"])
+        hashes.add(evaluate(model, batch)["hash"])
     assert len(hashes) == 4
 
 
@@ -241,9 +245,9 @@ def test_unigram_entropy_and_accuracy(held_out):
     """Catches a floor that is not the entropy of the evaluation targets."""
     tokenizer, text = held_out
     run = dataclasses.replace(RUN, seq_length=16, eval_targets=50)
-    batch, positions, labels = evaluation_set(text, "segment-pair", run, tokenizer, "cpu")
-    result = evaluate(MaskedLM(CONFIG), (batch, positions, labels))
-    targets = labels[labels != IGNORE].tolist()
+    batch = evaluation_set(text, "segment-pair", run, tokenizer, "cpu")
+    result = evaluate(MaskedLM(CONFIG), batch)
+    targets = batch.labels[batch.labels != IGNORE].tolist()
     shares = [targets.count(word) / len(targets) for word in set(targets)]
     assert result["unigram_entropy"] == pytest.approx(-sum(p * math.log(p) for p in shares))
     assert result["targets"] == len(targets)
@@ -282,6 +286,18 @@ def test_finished_run_is_not_repeated(toy_text, tmp_path, run_script, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
     with pytest.raises(UserError, match="seed 0, not 1"):
         run_script("train_roberta", *flags, "--seed", 1)
+
+
+def test_edited_code_is_not_passed_off_as_the_same(toy_text, tmp_path, run_script, capsys):
+    """Catches an ablation by editing the code whose result is the old run's, without a word."""
+    flags = [*BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run", "--tasks", "none"]
+    run_script("train_roberta", *flags)
+    run_script("train_roberta", *flags)
+    assert "other code" not in capsys.readouterr().err
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**about, "code": "0123456789ab"}))
+    run_script("train_roberta", *flags)
+    assert "1 of 1 runs there" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_left_alone(toy_text, tmp_path, run_script):
