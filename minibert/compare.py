@@ -30,9 +30,7 @@ from minibert.exact import EXACT, forward_seconds
 from minibert.fill_mask import blanks, fill_mask
 from minibert.hub import load_pretrained
 from minibert.judge import arms_of, interval, judge_claim, metrics_of
-from minibert.run_folder import machine, written_aside
-
-ROOT = Path(__file__).resolve().parent.parent
+from minibert.run_folder import ROOT, machine, warn_of_other_code, written_aside
 
 
 @dataclass(eq=False)
@@ -83,8 +81,10 @@ def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], 
             budgets[arm] = budget_for(arm.budget * grid.tokens, update,
                                       tokens_in_a_sequence(its_run, text))
         batch, steps = budgets[arm]
-        command = [f"{arm.script}.py", *given, "--batch-size", str(batch), "--steps", str(steps)]
-        digest = hashlib.sha256(" ".join([corpus, *command]).encode()).hexdigest()[:8]
+        command = [f"{arm.script}.py", *last_of_each([*given, "--batch-size", str(batch),
+                                                      "--steps", str(steps)])]
+        said = " ".join([corpus, *command]).replace(f"{ROOT}/", "")
+        digest = hashlib.sha256(said.encode()).hexdigest()[:8]
         name = re.sub(r"\W+", "-", arm.name).strip("-")
         out = folder / f"{name}-{seed}-{digest}"
         # A student has half the layers; its teacher's forward pass is 2/3 of that again.
@@ -98,6 +98,22 @@ def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], 
             for seed in seeds:
                 add(arm, seed)
     return runs
+
+
+def last_of_each(flags: list[str]) -> list[str]:
+    """Flags with their values, without those that a later one overrules.
+
+    >>> last_of_each(["--steps", "1", "--no-nsp", "--steps", "2"])
+    ['--no-nsp', '--steps', '2']
+    """
+    found: dict[str, list[str]] = {}
+    for flag in flags:
+        if flag.startswith("--"):
+            found.pop(flag, None)
+            name, found[flag] = flag, []
+        else:
+            found[name].append(flag)
+    return [part for name, values in found.items() for part in (name, *values)]
 
 
 def shape_flags(grid: Grid) -> list[str]:
@@ -127,7 +143,7 @@ def budget_for(tokens: float, update: float, sequence: float) -> tuple[int, int]
     return batch, max(1, round(tokens / (batch * sequence)))
 
 
-def read_flags(script: str, flags: list[str]) -> tuple[RunConfig, dict[str, Any]]:
+def read_flags(script: str, flags: list[str]) -> tuple[RunConfig, Any]:
     """The settings that a script makes of its flags."""
     module = importlib.import_module(script)
     other = DistillConfig if script == "distill" else ModelConfig
@@ -152,7 +168,7 @@ def run_all(runs: list[Run], jobs: int) -> None:
     bar = tqdm(total=total, initial=before, disable=plain, unit="", bar_format="{desc} "
                "{percentage:3.0f} % |{bar}| {elapsed} spent, {remaining} left")
     # As Ctrl-C does: by default SIGTERM would end this process and leave the runs alone.
-    before_us = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         while waiting or running:
             for run in [run for run in waiting if not run.teacher or run.teacher.done]:
@@ -186,12 +202,13 @@ def run_all(runs: list[Run], jobs: int) -> None:
             process.send_signal(signal.SIGTERM)
         for process in running.values():
             process.wait()
-        signal.signal(signal.SIGTERM, before_us)
+        signal.signal(signal.SIGTERM, previous)
         bar.close()
 
 
-def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "", jobs: int = 0,
-            tokens: int = 0, vocab_size: int = 0) -> dict[str, Any]:
+def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
+            jobs: int | None = None, tokens: int | None = None, vocab_size: int | None = None
+            ) -> dict[str, Any]:
     """Run what is missing and judge every claim; the content of results.json.
 
     only: ids of claims with commas between, by default all. jobs: runs side by side, by default one
@@ -213,8 +230,9 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     claims = tuple(claim for claim in CLAIMS if claim.id in chosen)
     flags = ["--corpus", corpus, "--preset", preset]
     run, shape = read_flags("train_roberta", [*flags, *grid.flags.split(), *shape_flags(grid)])
-    tokenizer, text, held_out, fingerprint = prepare(corpus, run.tokenizer, shape["vocab_size"])
+    tokenizer, text, held_out, fingerprint = prepare(corpus, run.tokenizer, shape.vocab_size)
     runs = plan(claims, grid, range(seeds), flags, ROOT / "runs" / name, text, fingerprint)
+    warn_of_other_code([run.out for run in runs.values() if run.done])
     run_all(list(runs.values()), jobs or (1 if device == "cuda" else os.cpu_count() or 1))
 
     folder = ROOT / "results" / name
@@ -227,9 +245,9 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
         for arm in arms_of(claim):
             command = shlex.join(["python", *runs[arm, 0].command]).replace(f"{ROOT}/", "")
             found[-1]["arms"][arm.name]["command"] = command
-    return {"name": name, "preset": preset, "corpus": corpus, "fingerprint": fingerprint,
-            "seeds": list(range(seeds)), "grid": dataclasses.asdict(grid), **machine(),
-            "left_out": [id for id in ids if id not in chosen], "claims": found,
+    about = {"name": name, "preset": preset, "corpus": corpus, "fingerprint": fingerprint,
+             "seeds": list(range(seeds)), "grid": dataclasses.asdict(grid), **machine()}
+    return {**about, "left_out": [id for id in ids if id not in chosen], "claims": found,
             "family": show_family({arm: runs[arm, 0] for claim in claims if claim.id == "stack"
                                    for arm in arms_of(claim)}, blanks(held_out, tokenizer))}
 
@@ -246,12 +264,16 @@ def write_logs(runs: list[Run], path: Path) -> None:
 def show_family(runs: dict[Arm, Run], texts: list[tuple[str, str]]) -> dict[str, Any]:
     """The family's latency, by arm, and its guesses for blanks: a student beside its teacher.
 
-    runs: the arms' first seeds. texts: with [MASK] for a word, and the word.
+    runs: the arms' first seeds. texts: with [MASK] for a word, and the word. The latency is that
+    of one text; on a GPU also of 64 at once.
     """
-    times = forward_seconds([load_pretrained(str(run.out))[0].encoder for run in runs.values()])
+    device = pick_device("auto")
+    encoders = [load_pretrained(str(run.out))[0].encoder for run in runs.values()]
+    latency = lambda batch: {arm.name: 1000 * statistics.median(found) for arm, found
+                             in zip(runs, forward_seconds(encoders, device, batch))}
     shown = [both for arm in runs if arm.teacher in runs for both in (arm.teacher, arm)]
-    return {"latency_ms": {arm.name: 1000 * statistics.median(found)
-                           for arm, found in zip(runs, times)},
+    return {"latency_ms": latency(1),
+            **({"latency_64_ms": latency(64)} if device == "cuda" else {}),
             "blanks": [{"word": word, "guesses": fill_mask(
                 [str(runs[arm].out) for arm in shown], text, names=[arm.name for arm in shown])}
                 for text, word in texts if shown]}

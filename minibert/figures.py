@@ -25,8 +25,7 @@ def draw(claim: dict[str, Any], path: Path) -> None:
     for plot in axes:
         plot.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{claim['says']}: {claim['verdict']}", fontsize=11)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
+    _save(figure, path)
 
 
 def draw_verdicts(claims: list[dict[str, Any]], path: Path) -> None:
@@ -36,19 +35,57 @@ def draw_verdicts(claims: list[dict[str, Any]], path: Path) -> None:
     figure, plot = pyplot.subplots(layout="constrained", figsize=(9, 1 + 0.6 * len(claims)))
     _draw_gains(plot, [claim["contrasts"][0] for claim in claims])
     plot.set_yticks(range(len(claims)), [
-        f"{claim['id']}: " + one["name"].replace(" against", "\nagainst")
-        for claim in claims for one in claim["contrasts"][:1]], fontsize=8)
+        f"{claim['id']}: " + claim["contrasts"][0]["name"].replace(" against", "\nagainst")
+        for claim in claims], fontsize=8)
     plot.set_xscale("symlog", linthresh=0.1)
     plot.set_xticks([-1, -0.1, 0, 0.1, 1], ["-1", "-0.1", "0", "0.1", "1"])
-    plot.set_xlabel("gain of the first arm in nats per hidden token (logarithmic beyond 0.1)\n"
+    plot.set_xlabel("gain of the first arm in nats per masked token (logarithmic beyond 0.1)\n"
                     "rings: seeds; line: 95 % interval; grey: too small to be worth a name")
     plot.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+CURVES = ("roberta", "static x1", "pairs, NSP")  # arms whose curves differ in kind
+
+
+def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
+    """Training losses (lines) and held-out losses (rings) along the runs of some arms, all seeds.
+
+    log: the lines of logs.jsonl, with an arm of CURVES at least.
+    """
+    from matplotlib import pyplot
+
+    arms = [arm for arm in CURVES if any(line["arm"] == arm for line in log)]
+    held_out = [line for line in log if "eval" in line]
+    figure, axes = pyplot.subplots(1, len(arms), sharey=True, squeeze=False, layout="constrained",
+                                   figsize=(4 * len(arms), 4))
+    for plot, arm in zip(axes[0], arms):
+        for seed in sorted({line["seed"] for line in log}):
+            own = [line for line in log if (line["arm"], line["seed"]) == (arm, seed)
+                   and "mlm" in line]
+            plot.plot([line["step"] for line in own], [line["mlm"] for line in own], color="0.6",
+                      linewidth=0.8)
+        own = [line for line in held_out if line["arm"] == arm]
+        plot.plot([line["step"] for line in own], [line["eval"]["mlm_loss"] for line in own], "o",
+                  color="black", markerfacecolor="none", markersize=4)
+        for line in held_out[:1]:
+            plot.axhline(line["eval"]["unigram_entropy"], linestyle=":", color="black")
+        plot.set_title(arm, fontsize=10)
+        plot.set_xlabel("steps")
+        plot.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("loss, nats per masked token\n(dotted: the unigram entropy)")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
     figure.savefig(path, dpi=120, metadata={"Software": None})
     pyplot.close(figure)
 
 
 def _draw_arms(plot: Any, claim: dict[str, Any]) -> None:
-    """Each seed a ring, a stroke for the mean; a square and grey for the loss in pairs."""
+    """Each seed a ring, a stroke for the mean; a square and grey for the second measure."""
     arms = claim["arms"]
     kinds = dict.fromkeys(contrast["measure"].split(".")[0] for contrast in claim["contrasts"])
     for kind, shade, sign, shift, above in zip(kinds, ("black", "grey"), "os", (0, 0.25), (9, -16)):
@@ -65,7 +102,7 @@ def _draw_arms(plot: Any, claim: dict[str, Any]) -> None:
     plot.annotate(" unigram", (unigram, len(arms) - 0.5), fontsize=8, color="grey")
     plot.set_yticks(range(len(arms)), list(arms))
     plot.set_ylim(len(arms) - 0.4, -0.6)
-    plot.set_xlabel("held-out loss, nats per hidden token (less is better)")
+    plot.set_xlabel("held-out loss, nats per masked token (less is better)")
     if len(kinds) > 1:
         plot.legend(fontsize=8)
 
@@ -89,6 +126,7 @@ def _draw_gains(plot: Any, contrasts: list[dict[str, Any]]) -> None:
         fontsize=8)
     plot.set_ylim(len(contrasts) - 0.4, -0.6)
     plot.margins(x=0.25)
+    plot.locator_params(axis="x", nbins=5)
     plot.set_xlabel("gain of the first, nats; 95 % interval, paired seeds")
 
 
@@ -103,7 +141,7 @@ def _draw_curves(plot: Any, arms: dict[str, dict]) -> None:
                           textcoords="offset points", va="center", annotation_clip=False)
     plot.margins(x=0.15)
     plot.set_xlabel("steps")
-    plot.set_ylabel("held-out loss, nats per hidden token")
+    plot.set_ylabel("held-out loss, nats per masked token")
 
 
 def draw_speed(found: dict[str, Any], path: Path) -> None:
@@ -136,5 +174,4 @@ def draw_speed(found: dict[str, Any], path: Path) -> None:
     sized.legend(fontsize=8, loc="lower right")
     for plot in (named, sized):
         plot.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
+    _save(figure, path)

@@ -1,12 +1,13 @@
 """The comparison as a reader sees it: results.json, a table of verdicts, report.md and figures."""
 import json
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minibert.figures import draw, draw_speed, draw_verdicts, losses
+from minibert.figures import CURVES, draw, draw_curves, draw_speed, draw_verdicts, losses
 from minibert.report import FLOORS
 from minibert.run_folder import write_json, written_aside
 
@@ -14,34 +15,45 @@ from minibert.run_folder import write_json, written_aside
 def write_report(results: dict[str, Any], folder: Path) -> None:
     """Write results.json, report.md and, where matplotlib is installed, its figures."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", results)
+    path, drawn = folder / "results.json", []
+    again = path.exists() and json.loads(path.read_text(encoding="utf-8")) == results
+    write_json(path, results)
     trained = [claim for claim in results["claims"] if "arms" in claim]
-    speed = folder / "bench.json"
+    speed, logs = folder / "bench.json", folder / "logs.jsonl"
     speed = json.loads(speed.read_text(encoding="utf-8")) if speed.exists() else {}
+    log = [json.loads(line) for line in logs.open(encoding="utf-8")] if logs.exists() else []
+    figures = {claim["id"]: partial(draw, claim) for claim in trained}
+    if trained:
+        figures["verdicts"] = partial(draw_verdicts, trained)
+    if any(line["arm"] in CURVES for line in log):
+        figures["curves"] = partial(draw_curves, log)
+    if "steps" in speed:
+        figures["speed"] = partial(draw_speed, speed)
     try:
         import matplotlib
         matplotlib.use("agg")
     except ImportError:
         print(f"figures need matplotlib: pip install matplotlib, and python -m minibert report "
               f"{folder.name}")
-        drawn = []
+        if again:  # figures of these results that were drawn elsewhere stay
+            drawn = [name for name in figures if (folder / f"{name}.png").exists()]
     else:
-        drawn = [claim["id"] for claim in trained]
-        for claim in trained:
-            draw(claim, folder / f"{claim['id']}.png")
-        if trained:
-            draw_verdicts(trained, folder / "verdicts.png")
-        if "steps" in speed:
-            draw_speed(speed, folder / "speed.png")
-            drawn.append("speed")
+        for name, draw_it in figures.items():
+            draw_it(folder / f"{name}.png")
+        drawn = list(figures)
     with written_aside(folder / "report.md") as aside:
         aside.write_text(report(results, drawn, speed), encoding="utf-8")
 
 
 def verdict_table(results: dict[str, Any]) -> str:
     """The claims as a Markdown table: verdict, effect with its interval, what was published, and
-    the minutes that its arms were trained, those of other claims included."""
-    minutes = lambda claim: sum(sum(arm["seconds"]) for arm in claim.get("arms", {}).values()) / 60
+    the minutes that its arms and their teachers were trained, those of other claims included."""
+    arms = _all_arms(results)
+
+    def minutes(claim: dict[str, Any]) -> float:
+        own = {*claim.get("arms", ()), *(arm["teacher"] for arm in claim.get("arms", {}).values()
+                                         if arm["teacher"] in arms)}
+        return sum(sum(arms[name]["seconds"]) for name in own) / 60
     return _markdown(["claim", "verdict", "found", "published", "training"], [
         [f"**{claim['id']}**: {claim['says']}", claim["verdict"], claim["found"],
          claim["published"], f"{minutes(claim):.0f} min"]
@@ -68,12 +80,12 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any] | No
              f"{results['versions']['torch']}, commit {(results['commit'] or 'none')[:12]}; "
              f"{seconds / 60:.0f} minutes of training in all.", verdict_table(results),
              *(["![the verdicts](verdicts.png)"] if drawn else []),
-             "Gains are in nats per hidden token on held-out text, paired by seed, with 95 % "
+             "Gains are in nats per masked token on held-out text, paired by seed, with 95 % "
              "intervals by Student's t; a positive gain is in favour of the first arm. The first "
              "contrast of a claim gives its verdict; the margins were set before the runs. Every "
-             "line that a run logged is in logs.jsonl."]
+             "run had one thread (OMP_NUM_THREADS=1); every line that it logged is in logs.jsonl."]
     if results["left_out"]:
-        parts.append(f"Not run: {', '.join(results['left_out'])}.")
+        parts.append(f"Not asked for: {', '.join(results['left_out'])}.")
     for claim in results["claims"]:
         parts.append(f"## {claim['id']}: {claim['says']}\n\nPublished: {claim['published']}.")
         if "arms" in claim:
@@ -81,8 +93,11 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any] | No
         else:
             parts.append(f"{claim['verdict']}: {claim['found']}.")
         if claim["id"] == "stack":
-            parts += ["### The family", family_table(claim, results["family"]["latency_ms"]),
+            parts += ["### The family", models_table(claim, results["family"]),
                       *_blanks(results["family"]["blanks"])]
+    if "curves" in drawn:
+        parts += ["## Curves", "Lines: training loss; rings: held-out loss; each seed.",
+                  "![curves](curves.png)"]
     if speed:
         parts += ["## Speed", _speed_setting(speed),
                   *(["![speed](speed.png)"] if "speed" in drawn else []), speed_table(speed)]
@@ -133,7 +148,7 @@ def task_scores(arms: dict[str, dict]) -> dict[str, dict[str, list[float]]]:
     return scores
 
 
-def family_table(claim: dict[str, Any], latency: dict[str, float]) -> str:
+def models_table(claim: dict[str, Any], family: dict[str, Any]) -> str:
     """Size, speed, loss and tasks of the family as a Markdown table: means over the seeds.
 
     In brackets behind a student's score: the share of its teacher's that it keeps, both counted
@@ -141,6 +156,8 @@ def family_table(claim: dict[str, Any], latency: dict[str, float]) -> str:
     """
     arms, scores = claim["arms"], task_scores(claim["arms"])
     tasks = list(scores.get("(majority)", {}))
+    timed = {name: family[key] for name, key in (("ms a text", "latency_ms"),
+                                                 ("ms for 64", "latency_64_ms")) if key in family}
     rows = []
     for name, arm in arms.items():
         cells = []
@@ -150,11 +167,13 @@ def family_table(claim: dict[str, Any], latency: dict[str, float]) -> str:
             kept = f" ({(mean - floor) / above:.0%})" if above > 0.02 else ""
             cells.append(f"{mean:.3f}{kept}")
         rows.append([name, str(arm["layers"]), f"{arm['parameters']:,}",
-                     f"{arm['disk'] / 1e6:.1f}", f"{latency[name]:.2f}",
+                     f"{arm['disk'] / 1e6:.1f}", *(f"{ms[name]:.2f}" for ms in timed.values()),
                      f"{np.mean(losses(arm)):.3f}", *cells])
-    rows += [[floor, *[""] * 5, *(f"{scores[floor][task][0]:.3f}" if scores[floor][task] else ""
-                                  for task in tasks)] for floor in FLOORS if tasks]
-    return _markdown(["model", "layers", "parameters", "MB", "ms a text", "MLM loss", *tasks], rows)
+    for floor in FLOORS if tasks else ():
+        rows.append([floor, *[""] * (4 + len(timed)), *(
+            f"{scores[floor][task][0]:.3f}" if scores[floor][task] else "" for task in tasks)])
+    return _markdown(["model", "layers", "parameters", "MB", *timed, "MLM loss", *tasks],
+                     rows)
 
 
 def _blanks(blanks: list[dict[str, str]]) -> list[str]:

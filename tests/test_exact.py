@@ -67,10 +67,15 @@ def test_latency_by_a_made_up_clock(fast, expected, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", clock)
     encoders = [exact.Encoder(ModelConfig.preset(name))
                 for name in ("bert-base", "distilbert-base")]
-    for times, expected_time in zip(exact.forward_seconds(encoders, rounds=5), (1.0, fast)):
+    for times, expected_time in zip(exact.forward_seconds(encoders, "cpu", rounds=5), (1.0, fast)):
         assert times == pytest.approx([expected_time] * 5)
     calls = 0
     found = exact.latency()
     assert found["verdict"] == expected
     ratio = float(re.match(r"([\d.]+) times", found["found"])[1])
     assert ratio == pytest.approx(1 / fast, abs=0.01)
+    # Where there is a GPU, its figures stand behind the CPU's, which decides.
+    monkeypatch.setattr(exact.torch.cuda, "is_available", lambda: True)
+    fast, calls = 1.0, 0
+    both = exact.latency(gpu=(("cpu", 3),))["found"].split("; ")
+    assert "batch 1, 32 tokens, cpu" in both[0] and "batch 3, 32 tokens, cpu" in both[1]
