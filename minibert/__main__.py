@@ -7,6 +7,13 @@ from minibert.config import (BUDGETS, BenchConfig, FinetuneConfig, ModelConfig, 
 from minibert.errors import run_cli
 
 
+def positive(text: str) -> int:
+    """A flag's number, 1 or more."""
+    if not text.isdecimal() or not int(text):
+        raise ValueError
+    return int(text)
+
+
 def main() -> None:
     parser = Parser(prog="python -m minibert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -15,6 +22,7 @@ def main() -> None:
     prepare.add_argument("--tokenizer", default="wordpiece", choices=("wordpiece", "bpe"))
     prepare.add_argument("--preset", default="auto", choices=("auto", *BUDGETS),
                          help="whose vocabulary size is to be used [auto]")
+    prepare.add_argument("--vocab-size", type=positive, help="another size than the preset's")
     info = commands.add_parser("info", help="what a run is")
     info.add_argument("run", help="a run folder")
     table = commands.add_parser("table", help="finished runs side by side")
@@ -22,7 +30,7 @@ def main() -> None:
     blanks = commands.add_parser("fill-mask", help="the likeliest words for [MASK] in a text")
     blanks.add_argument("runs", nargs="+", help="run folders, shown side by side")
     blanks.add_argument("text", help='text with [MASK] in it; "-" reads lines from stdin')
-    blanks.add_argument("--top", type=int, default=5, help="words to show [5]")
+    blanks.add_argument("--top", type=positive, default=5, help="words to show [5]")
     tune = commands.add_parser("finetune", help="train a classifier on a run's encoder")
     tune.add_argument("run", help="a run or Hugging Face folder")
     add_flags(tune, FinetuneConfig)
@@ -33,18 +41,19 @@ def main() -> None:
     claims.add_argument("--name", default="mine", help="of runs/NAME and results/NAME [mine]")
     claims.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
     claims.add_argument("--preset", default="auto", choices=("auto", *BUDGETS))
-    claims.add_argument("--seeds", type=int, default=3, help="runs of each arm [3]")
+    claims.add_argument("--seeds", type=positive, default=3, help="runs of each arm [3]")
     claims.add_argument("--only", default="", metavar="IDS", help="claims, with commas between")
-    claims.add_argument("--jobs", type=int, default=0, help="runs side by side [one a core]")
-    claims.add_argument("--tokens", type=int, default=0, help="another budget than the grid's")
-    claims.add_argument("--vocab-size", type=int, default=0, help="another one than the grid's")
+    claims.add_argument("--jobs", type=positive, help="runs side by side [one a core]")
+    claims.add_argument("--tokens", type=positive, help="another budget than the grid's")
+    claims.add_argument("--vocab-size", type=positive, help="another one than the grid's")
     again = commands.add_parser("report", help="write a comparison's report and figures again")
     again.add_argument("name", help="of results/NAME")
     speed = commands.add_parser("bench", help="how fast the steps are, beside other code's")
     add_flags(speed, BenchConfig)
     speed.add_argument("--name", default="", help="write results/NAME/bench.json, too")
     speed.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    steps = commands.add_parser("walk", help="one batch at every station from text to loss")
+    steps = commands.add_parser("walk", help="one batch at every station from text to loss",
+                                epilog="and every flag of the recipe's script")
     steps.add_argument("recipe", choices=("bert", "roberta", "distilbert"))
     steps.add_argument("--run", default="", help="take this finished run's weights")
     steps.add_argument("--teacher", default="", help="of distilbert: a finished run")
@@ -54,7 +63,7 @@ def main() -> None:
 
     if args.command == "prepare":
         from minibert.corpus import describe
-        vocab_size = ModelConfig.preset(pick_preset(args.preset)).vocab_size
+        vocab_size = args.vocab_size or ModelConfig.preset(pick_preset(args.preset)).vocab_size
         print(describe(args.corpus, args.tokenizer, vocab_size))
     elif args.command == "fill-mask":
         from minibert.fill_mask import fill_mask

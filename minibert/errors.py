@@ -1,5 +1,6 @@
 """Bad input ends in one line: `error: what is wrong; what to do`, exit code 2, no traceback."""
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -17,6 +18,9 @@ def run_cli(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UserError as error:
         sys.exit(_line(str(error)))
     except OSError as error:
@@ -25,6 +29,9 @@ def run_cli(main: Callable[[], None]) -> None:
                            "and run the same command again"))
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             sys.exit(_line(f"{error.filename} cannot be read or written; check its permissions"))
+        if error.errno in (errno.ENOTDIR, errno.EISDIR):
+            sys.exit(_line(f"{error.filename} is a file where a folder is needed, or the other way "
+                           "round; name another path"))
         raise
 
 

@@ -30,13 +30,15 @@ def family_table(folders: list[str]) -> str:
     tasks: dict[str, dict] = {}
     rows: list[dict[str, str]] = []  # heading -> cell
     for folder in folders:
-        metrics = read_json(Path(folder) / "metrics.json", "is not finished; run its script again")
+        metrics = read_json(Path(folder) / "metrics.json", "is missing: no run, or not finished")
+        if "full-sentences" not in metrics:
+            raise UserError(f"{folder} holds a fine-tuned classifier; name pretraining runs")
         found = metrics["full-sentences"]
         first = first or found
         if found["hash"] != first["hash"]:
             raise UserError(f"{folder} was evaluated on another set ({found['hash']}) than "
                             f"{folders[0]} ({first['hash']}); compare runs on one corpus, "
-                            "tokenizer and sequence length")
+                            "tokenizer and sequence length, masked by the same code")
         done = {f"{name} {task['metric']}": task for name, task in metrics.get("tasks", {}).items()}
         for name, task in done.items():
             floors = {floor: task.get(floor) for floor in (*FLOORS.values(), "dev_rows")}
@@ -57,10 +59,10 @@ def family_table(folders: list[str]) -> str:
                                + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])])
              + " |" for row in cells]
     rule = "|" + "|".join(["-" * (widths[0] + 2)] + ["-" * (w + 1) + ":" for w in widths[1:]]) + "|"
-    note = (f"Loss in nats per hidden token, on the same {first['targets']:,} targets "
-            f"(set {first['hash']}) of documents that no run trained on. The unigram entropy of "
-            f"those targets, which nothing without context beats, is "
-            f"{first['unigram_entropy']:.3f}.")
+    note = (f"Loss in nats per masked token, on the same {first['targets']:,} targets "
+            f"(set {first['hash']}) of documents that no run trained on. A model that ignores its "
+            f"input gets the unigram entropy of those targets, {first['unigram_entropy']:.3f}, at "
+            "best.")
     return "\n".join([lines[0], rule, *lines[1:], "", note])
 
 

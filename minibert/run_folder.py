@@ -1,10 +1,13 @@
 """The run folder: settings in run.json, and files that are whole or not there at all."""
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +23,7 @@ try:
 except ImportError:  # not on Windows, where two processes in one folder go unnoticed
     fcntl = None
 
+ROOT = Path(__file__).resolve().parent.parent
 NOT_COMPARED = ("out", "device")  # settings in which a run may differ from when it was started
 
 
@@ -29,6 +33,7 @@ def finished(run: RunConfig, about: dict[str, Any]) -> bool:
     if done:
         _compare(run, about)
         print(f"{run.out}: finished before; nothing to do", flush=True)
+        warn_of_other_code([Path(run.out)])
     return done
 
 
@@ -41,6 +46,7 @@ def open_run(run: RunConfig, about: dict[str, Any]) -> IO:
     out = Path(run.out)
     if (out / "run.json").exists():
         _compare(run, about)
+        warn_of_other_code([out])
     else:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is there and is no run folder; name another with --out")
@@ -74,16 +80,36 @@ def _compare(run: RunConfig, about: dict[str, Any]) -> None:
                                 f"{value!r}; give it the same settings or another --out")
 
 
+def code() -> str:
+    """A fingerprint of the code that trains: the scripts and the package."""
+    digest = hashlib.sha256()
+    for file in sorted([*ROOT.glob("*.py"), *ROOT.glob("minibert/*.py")]):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def warn_of_other_code(folders: list[Path]) -> None:
+    """Say how many of these runs were made by other code than that which is here now."""
+    made = [json.loads((folder / "run.json").read_text(encoding="utf-8")).get("code")
+            for folder in folders]
+    if others := sum(one not in (None, code()) for one in made):
+        print(f"note: {others} of {len(folders)} runs there ({folders[0]}) were made by other code "
+              "than what is here now; delete them to make them again", file=sys.stderr)
+
+
 def machine() -> dict[str, Any]:
-    """What a result depends on besides its settings: versions, machine and commit."""
-    commit = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], text=True,
-                            cwd=Path(__file__).resolve().parent, capture_output=True)
+    """What a result depends on besides its settings: versions, machine, commit and code."""
+    commit = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], text=True, cwd=ROOT,
+                            capture_output=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    info = Path("/proc/cpuinfo")  # Linux; elsewhere the kind of processor has to do
+    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    processor = found[1] if found else platform.machine()
     return {"versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "tokenizers": tokenizers.__version__},
-            "machine": {"system": platform.platform(), "processor": platform.machine(),
+            "machine": {"system": platform.platform(), "processor": processor,
                         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
-            "commit": commit.stdout.strip() or None}
+            "commit": commit.stdout.strip() or None, "code": code()}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -98,7 +98,8 @@ def load_task(name: str, task_dir: str, rows: int = 0) -> TaskData:
     classes = sorted(set(labels))
     if unseen := sorted(set(dev_labels) - set(classes)):
         raise UserError(f"{folder}/dev.tsv has the label {unseen[0]!r}, which "
-                        f"{'its first rows' if rows else 'train.tsv'} lacks; give both the same")
+                        f"train.tsv {f'lacks in its first {rows} rows' if rows else 'lacks'}; "
+                        "give both the same")
     if len(classes) < 2 or (task.metric != "accuracy" and len(classes) > 2):
         raise UserError(f"{folder}/train.tsv has {len(classes)} different labels; {name} "
                         f"needs two{' or more' * (task.metric == 'accuracy')}")
@@ -111,6 +112,10 @@ def _folder(name: str, task_dir: str) -> Path:
     task = TASKS[name]
     if task_dir:  # the task's own folder, or one that holds it beside others
         inside = Path(task_dir) / task.folder
+        if not inside.is_dir() and not (Path(task_dir) / "train.tsv").exists():
+            raise UserError(f"{task_dir} holds neither a folder {task.folder} nor a train.tsv; "
+                            "name one that does with --task-dir" if task.folder else
+                            f"{task_dir} holds no train.tsv; name the folder with --task-dir")
         return inside if inside.is_dir() else Path(task_dir)
     if not task.folder:
         raise UserError(f"--task-dir is missing; name the folder with {name}'s train.tsv and "
@@ -143,7 +148,8 @@ def read_task(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[str]]
             from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason}); convert it first") from None
-    rows = [line.rstrip("\r").split("\t") for line in lines if line.strip()]
+    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [lines[number - 1].rstrip("\r").split("\t") for number in numbers]
     if len(rows) <= task.header:
         raise UserError(f"{path} holds no rows; give it some")
     names = rows[0] if task.header else [str(column) for column in range(len(rows[0]))]
@@ -151,10 +157,12 @@ def read_task(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[str]]
     if missing := [name for name in wanted if name not in names]:
         raise UserError(f"{path} has no column {missing[0]!r}; it has {', '.join(names)}")
     columns = [names.index(name) for name in wanted]
-    for number, row in enumerate(rows[task.header:], task.header + 1):
+    for number, row in zip(numbers, rows):
         if len(row) != len(rows[0]):  # a stray tab would put a word where the label should be
-            raise UserError(f"{path}: row {number} has {len(row)} columns, the first row "
+            raise UserError(f"{path}: line {number} has {len(row)} columns, the first "
                             f"{len(rows[0])}; separate them by single tabs")
+        if not row[columns[-1]].strip():
+            raise UserError(f"{path}: line {number} has no label; give it one")
     cells = [[row[column] for column in columns] for row in rows[task.header:]]
     return [tuple(row[:-1]) for row in cells], [row[-1] for row in cells]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from minibert.errors import UserError
 
@@ -47,8 +47,10 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], kind: str, vocab_size: i
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
+        # The space before <mask> belongs to the word that it stands for, as in RoBERTa.
+        mask = AddedToken("<mask>", lstrip=True, normalized=False, special=True)
         tokenizer.train_from_iterator(cut(), trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=list(BYTE_BPE), show_progress=False,
+            vocab_size=vocab_size, special_tokens=[*BYTE_BPE[:-1], mask], show_progress=False,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
         first, last, pair = "<s>", "</s>", "$A </s> </s> $B </s>"
     size = tokenizer.get_vocab_size()

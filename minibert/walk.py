@@ -2,7 +2,6 @@
 
 B batch, S sequence, H hidden, A heads, D head size, V vocabulary, M predicted positions.
 """
-import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from minibert.config import DistillConfig, ModelConfig, parse_flags
 from minibert.errors import UserError
 from minibert.hub import load_pretrained
 from minibert.masking import IGNORE
+from minibert.report import read_json
+from minibert.student import make_student
 from minibert.training import mask_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,71 +31,108 @@ SHOWN = 5  # predictions that are shown in full
 def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: str = "") -> str:
     """The first batch of `recipe`, as its script would see it with these flags, without dropout.
 
-    recipe: bert, roberta or distilbert. run_folder: a finished run whose weights are used; ""
-    takes a new model's. teacher_folder: the same for distilbert's teacher. Raises UserError.
+    recipe: bert, roberta or distilbert. run_folder: a finished run of it, whose weights, text and
+    settings are used; "" takes a new model's. teacher_folder: a teacher for distilbert. Raises
+    UserError when they do not belong together.
     """
     script = importlib.import_module(SCRIPTS[recipe])
     distills = recipe == "distilbert"
     if teacher_folder and not distills:
         raise UserError(f"{recipe} has no teacher; leave out --teacher, or walk distilbert")
-    run, chosen = parse_flags(script.__doc__, script.RECIPE, script.STEPS,
-                              DistillConfig if distills else ModelConfig,
-                              without=("nsp", "tokenizer", "distill_positions") * distills,
-                              argv=["--out", "none", *flags])
+    its_flags, its_teacher = _flags_of(run_folder, recipe) if run_folder else ([], "")
+    teacher_folder = teacher_folder or its_teacher
+    run, shape = parse_flags(script.__doc__, script.RECIPE, script.STEPS,
+                             DistillConfig if distills else ModelConfig,
+                             without=("nsp", "tokenizer", "distill_positions") * distills,
+                             argv=["--out", "none", *its_flags, *flags,
+                                   *["--teacher", teacher_folder or "new"] * distills])
+    distill = shape if distills else None
+    shape = ModelConfig.preset(run.preset) if distills else shape
     given = load_pretrained(run_folder or teacher_folder) if run_folder or teacher_folder else None
-    shape = ModelConfig.preset(run.preset) if distills else ModelConfig(**chosen)
     reader, text, _, _ = corpus.prepare(run.corpus, run.tokenizer, shape.vocab_size,
                                         given and given[1])
     special = tokenizer.specials(reader)
-    shape = dataclasses.replace(shape, pad_token_id=special.pad, next_sentence=run.nsp or distills)
-    if recipe == "roberta" and not run.nsp:
-        rows = shape.max_position_embeddings + special.pad + 1
-        shape = dataclasses.replace(shape, model_type="roberta", next_sentence=False,
-                                    type_vocab_size=1, max_position_embeddings=rows)
-    teacher, distill, net = None, None, given and given[0]
+    maker = importlib.import_module("train_bert") if distills else script  # a new teacher is a BERT
+    new = lambda: model.MaskedLM(maker.architecture(run, shape, special.pad), run.seed)
+    teacher, net, weights = None, given and given[0], run_folder
     if distills:
-        distill = DistillConfig(**{**chosen, "teacher": teacher_folder or "new"})
-        teacher = (load_pretrained(teacher_folder)[0] if teacher_folder
-                   else model.MaskedLM(shape, run.seed)).eval()
+        teacher, its_reader = load_pretrained(teacher_folder) if teacher_folder else (new(), reader)
+        teacher.eval()
         if not run_folder:
-            net, _ = script.make_student(teacher, distill, run.seed)
-    net = (net or model.MaskedLM(shape, run.seed)).eval()
+            net, layers = make_student(teacher, distill, run.seed)
+            weights = f"layers {layers} of {teacher_folder or 'a new teacher'}" if layers else ""
+        if (its_reader.to_str(), teacher.config.hidden_size) != (reader.to_str(),
+                                                                 net.config.hidden_size):
+            raise UserError(f"{run_folder} has another vocabulary or width than its teacher "
+                            f"{teacher_folder or '(a new model)'}; name its own with --teacher")
+    net = (net or new()).eval()
     if run.nsp and not net.config.next_sentence:
-        raise UserError(f"{run_folder} has no NSP head; walk roberta, or add --no-nsp")
-    if teacher and teacher.config.vocab_size != net.config.vocab_size:
-        raise UserError(f"{run_folder} has another vocabulary than {teacher_folder or 'a new'} "
-                        "teacher; name its own with --teacher")
+        raise UserError(f"{run_folder} has no NSP head; add --no-nsp")
     masker = (masking.StaticMasker(run.static_masks) if run.masking == "static"
               else masking.DynamicMasker())
     text = text.fraction(run.data_fraction)
     batches = data.Batches(text, run, special, "cpu", masker.copy)
-    batch = next(batches)
-    inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
+    clean = next(batches)
+    inputs, positions, labels = masker(clean.input_ids, clean.index, epoch=clean.epoch,
                                        **mask_settings(run, reader, "cpu"))
+    batch = clean._replace(input_ids=inputs, positions=positions, labels=labels)
     seen = _shapes(net)
     types = batch.token_type_ids if net.config.type_vocab_size else None
     output = net(inputs, attention_mask=batch.attention_mask, token_type_ids=types,
                  positions=positions)
     taught = teacher and teacher(inputs, attention_mask=batch.attention_mask, positions=positions)
     source = f"{SCRIPTS[recipe]}.py"
-    settings = ", ".join(f"{name} {value}" for name, value in script.RECIPE.items())
-    weights = run_folder or "a new model's, which has learned nothing: see --run"
+    settings = ", ".join(f"{name} {getattr(run, name)}" for name in script.RECIPE)
     return "\n".join([
         f"{source}: {inspect.getdoc(script).splitlines()[0]}", f"recipe: {settings}",
-        f"weights: {weights}",
-        *_text(batch, batches, text, reader, run.input_format),
-        *_mask(inputs, positions, labels, batch, reader),
+        f"weights: {weights or 'new ones, which have learned nothing: see --run'}",
+        *_text(run.corpus, text, reader),
+        *_sequences(clean, batches, text, reader, run.input_format),
+        *_mask(batch, reader),
         *_forward(net, seen),
-        *_predictions(output, taught, labels, positions, reader),
-        *_loss(output, taught, labels, batch, distill, source, run.nsp)])
+        *_predictions(output, taught, batch, reader),
+        *_loss(output, taught, batch, distill, source, run.nsp)])
 
 
-def _text(batch: data.Batch, batches: data.Batches, text: data.Text, reader: tokenizers.Tokenizer,
-          input_format: str) -> list[str]:
-    """From the corpus to the batch, by the first sequence."""
+def _flags_of(folder: str, recipe: str) -> tuple[list[str], str]:
+    """How a run reads its text and weighs its losses, as flags, and its teacher; nothing for a
+    folder without run.json. Raises UserError when it is a run of another recipe."""
+    if not (Path(folder) / "run.json").exists():
+        return [], ""
+    about = read_json(Path(folder) / "run.json", "")
+    its = "distilbert" if "distill" in about else about["model"]["model_type"]
+    if its != recipe:
+        raise UserError(f"{folder} is a run of {its}; python -m minibert walk {its} --run {folder}")
+    settings = {**about["settings"], **about.get("distill", {})}
+    names = ["corpus", "preset", "seed", "data_fraction", "input_format", "short_seq_prob",
+             "masking", "static_masks", "mask_rate", "whole_word_masking", "seq_length",
+             "batch_size", *(["alpha_kl", "alpha_mlm", "alpha_cos", "temperature"]
+                             if its == "distilbert" else ["nsp", "tokenizer"])]
+    flags = []
+    for name in names:
+        flag, value = name.replace("_", "-"), settings[name]
+        flags += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [
+            f"--{flag}", str(value)]
+    return flags, settings.get("teacher", "")
+
+
+def _text(name: str, text: data.Text, reader: tokenizers.Tokenizer) -> list[str]:
+    """The corpus, by its first sentence."""
+    first = data.sentences_of(next(data.read_documents(corpus.text_of(name))))[0]
+    ids = next(data.tokenize(iter([[first]]), reader))[0]
+    return [
+        *_station("text", data.read_documents, f"{len(text.documents) - 1:,} documents to train "
+                  "on; the file begins with", repr(first)),
+        *_station("tokens", data.tokenize, f"{len(text.tokens):,} numbers below V = "
+                  f"{reader.get_vocab_size():,}, on disk; that sentence gives",
+                  " ".join(_names(ids, reader)))]
+
+
+def _sequences(batch: data.Batch, batches: data.Batches, text: data.Text,
+               reader: tokenizers.Tokenizer, input_format: str) -> list[str]:
+    """From tokens to the batch, by its first sequence."""
     a_start, a_end, b_start, b_end, is_random = batches.spans[batch.index[0]].tolist()
     say = lambda start, end: repr(reader.decode(text.tokens[start:end].tolist()))
-    tokens = _names(text.tokens[a_start:a_end], reader)
     if input_format == "segment-pair":
         made, follows = data.segment_pairs, ("follows A", "is from another document")[is_random]
         spans = [f"A: tokens {a_start:,} to {a_end:,}; B: tokens {b_start:,} to {b_end:,}",
@@ -105,30 +143,25 @@ def _text(batch: data.Batch, batches: data.Batches, text: data.Text, reader: tok
         spans = [f"tokens {a_start:,} to {a_end:,}, whole sentences one after another"]
     B, S = batch.input_ids.shape
     return [
-        *_station("text", data.read_documents, f"{len(text.documents) - 1:,} documents, "
-                  f"{len(text.bounds):,} sentences to train on; of them", *said),
-        *_station("tokens", data.tokenize, f"{len(text.tokens):,} numbers below V = "
-                  f"{reader.get_vocab_size():,}, on disk", " ".join(tokens)),
-        *_station("sequences", made, f"{len(batches.spans):,} sequences in this copy of the text; "
-                  f"this is number {int(batch.index[0]):,}", *spans),
+        *_station("sequences", made, f"{len(batches.spans):,} sequences, of {len(text.bounds):,} "
+                  f"sentences; this is number {int(batch.index[0]):,}", *spans, *said),
         *_station("batch", data.assemble, f"input_ids, attention_mask and token_type_ids "
                   f"(B, S) = ({B}, {S})", " ".join(_names(batch.input_ids[0], reader)),
                   f"{int(batch.attention_mask[0].sum())} tokens, the rest is padding; "
                   f"{int(batch.token_type_ids[0].sum())} of them in segment B")]
 
 
-def _mask(inputs: Tensor, positions: Tensor, labels: Tensor, batch: data.Batch,
-          reader: tokenizers.Tokenizer) -> list[str]:
-    used = labels != IGNORE
-    shown = inputs.gather(1, positions)[used]
-    mask_id = tokenizer.specials(reader).mask
-    hidden, kept = int((shown == mask_id).sum()), int((shown == labels[used]).sum())
+def _mask(batch: data.Batch, reader: tokenizers.Tokenizer) -> list[str]:
+    used = batch.labels != IGNORE
+    shown = batch.input_ids.gather(1, batch.positions)[used]
+    masked = int((shown == tokenizer.specials(reader).mask).sum())
+    kept = int((shown == batch.labels[used]).sum())
     return _station(
         "mask", masking.mask_tokens, f"{len(shown):,} of {int(batch.attention_mask.sum()):,} "
-        f"tokens are to be predicted: {hidden} are hidden by [MASK], {kept} stay as they are, "
-        f"{len(shown) - hidden - kept} are random words",
-        f"positions and labels (B, M) = {tuple(positions.shape)}; {int((~used).sum())} slots are "
-        "not used", " ".join(_names(inputs[0], reader)))
+        f"tokens are to be predicted: {masked} become [MASK], {kept} stay as they are, "
+        f"{len(shown) - masked - kept} are random words",
+        f"positions and labels (B, M) = {tuple(used.shape)}; {int((~used).sum())} slots are "
+        "not used", " ".join(_names(batch.input_ids[0], reader)))
 
 
 def _forward(net: model.MaskedLM, seen: dict[str, tuple[int, ...]]) -> list[str]:
@@ -151,27 +184,27 @@ def _forward(net: model.MaskedLM, seen: dict[str, tuple[int, ...]]) -> list[str]
 
 
 def _predictions(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None",
-                 labels: Tensor, positions: Tensor, reader: tokenizers.Tokenizer) -> list[str]:
+                 batch: data.Batch, reader: tokenizers.Tokenizer) -> list[str]:
     """What is expected in the first sequence's blanks."""
     lines = _station("logits", model.MaskedLM.forward, "the decoder is the table of words: "
                      f"(B, M, V) = {tuple(output.mlm_logits.shape)}")
-    for slot in (labels[0] != IGNORE).nonzero().flatten().tolist()[:SHOWN]:
-        word = int(labels[0, slot])
+    for slot in (batch.labels[0] != IGNORE).nonzero().flatten().tolist()[:SHOWN]:
+        word = int(batch.labels[0, slot])
         for who, logits in (("teacher: ", taught and taught.mlm_logits), ("", output.mlm_logits)):
             if logits is not None:
                 shares = logits[0, slot].softmax(-1)
                 best = ", ".join(f"{reader.id_to_token(int(id))} {shares[id]:.1%}"
                                  for id in shares.topk(4).indices)
-                lines.append(f"    position {int(positions[0, slot]):3}, {who}{best}; "
+                lines.append(f"    position {int(batch.positions[0, slot]):3}, {who}{best}; "
                              f"{reader.id_to_token(word)!r} has {shares[word]:.1%}, "
                              f"-log p = {-shares[word].log():.3f}")
     return lines
 
 
-def _loss(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None", labels: Tensor,
-          batch: data.Batch, distill: DistillConfig | None, source: str, nsp: bool) -> list[str]:
+def _loss(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None", batch: data.Batch,
+          distill: DistillConfig | None, source: str, nsp: bool) -> list[str]:
     """Each term, computed by the functions that the scripts call, and their sum."""
-    mlm = losses.mlm_loss(output.mlm_logits, labels)
+    mlm = losses.mlm_loss(output.mlm_logits, batch.labels)
     lines = _station("loss", losses.mlm_loss, f"mlm: the mean of all predictions in the batch is "
                      f"{mlm:.4f}; of equal shares it would be "
                      f"{torch.tensor(output.mlm_logits.shape[-1]).log():.4f}")
@@ -183,7 +216,7 @@ def _loss(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None", l
                           f"random has {share:.1%}")
         total, weights = mlm + next_sentence, "mlm + nsp"
     if distill:
-        real = labels != IGNORE
+        real = batch.labels != IGNORE
         kl = losses.soft_target_loss(output.mlm_logits, taught.mlm_logits, distill.temperature,
                                      real)
         cos = losses.cosine_loss(output.hidden, taught.hidden, real)

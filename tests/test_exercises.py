@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 from test_promises import help_of
 
+from minibert.judge import arms_of
+
 README = (ROOT / "tests" / "exercises" / "README.md").read_text(encoding="utf-8")
 PIECES = re.findall(r"make exercise PIECE=(\w+) +# (\w+)\.py", README)
 
@@ -58,8 +60,18 @@ def test_an_answer_is_judged(square, ends, tmp_path):
 def test_ten_questions_have_flags_that_exist():
     """Catches a question whose command the scripts do not understand."""
     commands = re.findall(r"`(python \w+\.py .*?)`", README)
-    assert len(commands) == 10
+    assert len(commands) == 10 + 1  # and a teacher
     for command in commands:
         known = help_of(command.split()[1])
         for flag in re.findall(r"--[\w-]+", command):
             assert flag in known or f"--[no-]{flag[2:].removeprefix('no-')}" in known, flag
+
+
+def test_the_claim_of_your_own_is_a_claim():
+    """Catches an example that the table of claims does not take."""
+    example = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    names = dict(vars(importlib.import_module("minibert.claims")))
+    exec(example, names)
+    claim = names["CLAIMS"][-1]
+    assert claim.id == "rate" and "--mask-rate" in help_of(f"{names['BASE'].script}.py")
+    assert [arm.flags for arm in arms_of(claim)] == ["--mask-rate 0.4", ""]

@@ -84,6 +84,21 @@ def test_text_is_not_cut(runs, tmp_path):
     assert fill_mask([str(tmp_path)], "ba be bi bo [MASK]", top=1).count("#") > 0
 
 
+def test_byte_level_blanks(tmp_path):
+    """Catches the space before a blank that becomes a token of its own, which no text has, and
+    pieces of words that are called words."""
+    words = "alpha beta gamma delta sigma omega kappa theta".split()
+    tokenizer = train_tokenizer(lambda: [" ".join(words)] * 9, "bpe", 290)
+    encoded = tokenizer.encode("alpha <mask> gamma<mask>", add_special_tokens=False)
+    assert encoded.ids.count(tokenizer.token_to_id("<mask>")) == 2
+    assert tokenizer.token_to_id("Ġ") not in encoded.ids
+    save_pretrained(MaskedLM(dataclasses.replace(CONFIG, vocab_size=290)), tokenizer, tmp_path)
+    shown = fill_mask([str(tmp_path)], "alpha [MASK] gamma", top=290).splitlines()
+    names = [line.split()[0] for line in shown[3:] if line.split()]
+    assert "##a" in names and "<mask>" in names and "al" in names
+    assert not any("Ġ" in name for name in names)
+
+
 def test_lines_from_stdin(runs, monkeypatch, capsys):
     """Catches a "-" that is taken for a text."""
     monkeypatch.setattr(sys, "argv", ["minibert", "fill-mask", runs[0], "-"])

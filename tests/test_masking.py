@@ -1,4 +1,4 @@
-"""Masks: which tokens are hidden, how many, and that only (seed, epoch, index) decides it."""
+"""Masks: which tokens are masked, how many, and that only (seed, epoch, index) decides it."""
 import pytest
 import torch
 import torch.nn.functional as F

@@ -76,6 +76,12 @@ def test_trap_37_other_evaluation_set_is_refused(family, tmp_path):
         family_table([str(family / "bert"), str(tmp_path / "other")])
 
 
+def test_a_classifier_is_no_run(family):
+    """Catches a traceback where a folder of finetune's stands among the runs."""
+    with pytest.raises(UserError, match="holds a fine-tuned classifier"):
+        family_table([str(family / "bert"), str(family / "bert" / "tasks" / "text")])
+
+
 def test_a_task_done_on_other_rows_is_refused(family, tmp_path):
     """Catches accuracies side by side whose floors are not the same."""
     shutil.copytree(family / "roberta", tmp_path / "other")

@@ -167,8 +167,15 @@ def test_tasks_that_cannot_be_read(name, rows, message, tmp_path):
 def test_first_rows_that_lack_a_label(tmp_path):
     """Catches a message that blames train.tsv for what --rows left out."""
     folder = write_task(tmp_path, ["a\tx", "b\ty", "c\tz"], header="text\tlabel")
-    with pytest.raises(UserError, match="its first rows"):
+    with pytest.raises(UserError, match="train.tsv lacks in its first 2 rows"):
         load_task("text", folder, rows=2)
+
+
+def test_a_row_without_a_label_is_named_by_its_line(tmp_path):
+    """Catches a class that has no name, and a count that leaves blank lines out."""
+    folder = write_task(tmp_path, ["x\ta", "", "y\t"], header="text\tlabel")
+    with pytest.raises(UserError, match="line 4 has no label"):
+        load_task("text", folder)
 
 
 def test_tasks_of_a_preset():
@@ -182,7 +189,7 @@ def test_a_task_that_is_not_there_stops_the_run_before_it_starts(toy_text, tmp_p
     """Catches hours of training that end in "no such task"."""
     process = start_script("train_roberta", "--corpus", toy_text, "--vocab-size", "70", "--tasks",
                            "mrpc", "--task-dir", tmp_path, "--out", tmp_path / "run")
-    assert_one_error_line(process, "train.tsv is missing")
+    assert_one_error_line(process, "holds neither a folder MRPC nor a train.tsv")
     assert not (tmp_path / "run").exists()
 
 

@@ -76,12 +76,28 @@ def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text):
         assert found == pytest.approx(first[name], rel=1e-3, abs=2e-4)
     assert "teacher: " in shown and "2 mlm + 5 kl + 1 cos = " in shown
     check_places(shown)
+    assert f"weights: layers [0] of {teacher}" in shown
     trained = walk("distilbert", *budget, "--teacher", teacher, "--run", student)
     assert f"weights: {student}" in trained and trained != shown
+    with pytest.raises(UserError, match="is a run of distilbert; python -m minibert walk distil"):
+        walk("bert", *budget, "--run", student)
+    # A run brings its text, its settings and its teacher along; flags go before them.
+    assert walk("distilbert", "--run", student) == trained
+    other = walk("distilbert", "--run", student, "--temperature", "3", "--mask-rate", "0.4")
+    assert "at temperature 3" in other and other != trained
+    (student / "run.json").unlink()  # as of a folder of Hugging Face's
     with pytest.raises(UserError, match="has no NSP head"):
         walk("bert", *budget, "--run", student)
+    with pytest.raises(UserError, match="another vocabulary or width than its teacher"):
+        walk("distilbert", *budget, "--run", student)
     with pytest.raises(UserError, match="bert has no teacher"):
         walk("bert", *budget, "--teacher", teacher)
+
+
+def test_walk_says_what_it_walks(walk, toy_text):
+    """Catches the script's recipe printed where flags say otherwise."""
+    shown = walk("bert", *BUDGET, *TOY, "--corpus", toy_text, "--masking", "dynamic")
+    assert "masking dynamic, static_masks 10" in shown
 
 
 def test_walk_in_five_files(walk, toy_text):

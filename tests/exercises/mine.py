@@ -20,7 +20,7 @@ def soft_target_loss(student_logits, teacher_logits, temperature, real=None, cou
 
 def mask_tokens(input_ids, index, *, seed, epoch, vocab_size, mask_id, special_ids, pad_id=0,
                 rate=0.15, continues=None):
-    """minibert/masking.py: which tokens are hidden, and how; draw with minibert's hash_bits."""
+    """minibert/masking.py: which tokens are masked, and how; draw with minibert's hash_bits."""
     raise NotImplementedError("write mask_tokens in tests/exercises/mine.py")
 
 
