@@ -237,18 +237,24 @@ def speed_table(found: dict[str, Any]) -> str:
 
 
 def speed_lines(found: dict[str, Any]) -> list[str]:
-    """What the timings come to, by the fastest repetition of each: ratios of one run."""
+    """What the timings come to: ratios of the same round, the middle one and the middle half."""
     rows = {row["name"]: row for part in ("steps", "masking") for row in found.get(part, [])}
     best = {name: min(row["seconds"]) for name, row in rows.items() if "seconds" in row}
     if "RoBERTa" not in best:
         return []
+    timed = {name: np.array(row["seconds"]) for name, row in rows.items() if "seconds" in row}
+
+    def ratio(slow: str, fast: str, unit: str) -> str:
+        low, middle, high = np.percentile(timed[slow] / timed[fast], [25, 50, 75])
+        return f"{middle:.2f} times {unit} (middle half of the rounds {low:.2f} to {high:.2f})"
+
     peers = [("RoBERTa", "transformers, dropout 0"), ("RoBERTa", "transformers, as shipped"),
              ("RoBERTa, dropout .1", "transformers, as shipped"),
              ("RoBERTa", "torch.nn.TransformerEncoder")]
-    distilled = best["student, distilled"] / best["student, untaught"]
-    return [f"{ours} against {peer}: {best[peer] / best[ours]:.2f} times as fast"
+    return [f"{ours} against {peer}: {ratio(peer, ours, 'as fast')}"
             for ours, peer in peers if peer in best] + [
         f"RoBERTa: {rows['RoBERTa']['share_of_peak']:.0%} of the machine's matrix products",
-        f"a distilled student's step: {distilled:.2f} times the time of an untaught one's"] + [
+        "a distilled student's step: "
+        f"{ratio('student, distilled', 'student, untaught', 'an untaught one')}"] + [
         f"{name}: {best[name] / best['RoBERTa']:.2%} of the time of a step of RoBERTa"
         for name in ("static masks", "dynamic masks") if name in best]
