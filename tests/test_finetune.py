@@ -133,8 +133,8 @@ def test_prediction_is_without_dropout():
     ("", "", "holds no rows"),
     ("label\ttext\n", "", "holds no rows"),
     ("label\tsentence\na\tb\n", "", "no column 'text'"),
-    ("label\ttext\na\n", "", "row 2 has 1 columns, the first row 2"),
-    ("label\ttext\na\tb\tc\n", "", "row 2 has 3 columns"),
+    ("label\ttext\na\n", "", "line 2 has 1 columns, the first 2"),
+    ("label\ttext\na\tb\tc\n", "", "line 2 has 3 columns"),
     ("label\ttext\na\tb\n", "label\ttext\na\tb\n", "different labels"),
     ("label\ttext\na\tb\nc\td\n", "label\ttext\nz\tb\n", "label 'z'"),
 ])
