@@ -142,7 +142,7 @@ def test_readme_shows_the_recipes_side_by_side(monkeypatch):
 
 def test_planted_bugs_still_apply():
     """Catches a planted bug whose line was rewritten, and which would be planted no more."""
-    assert len(MUTANTS) >= 130
+    assert f"plants {len(MUTANTS)} bugs" in README
     for mutant in MUTANTS:
         assert (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.before) == 1, mutant
 
