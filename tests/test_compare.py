@@ -74,7 +74,7 @@ def text(toy_text):
     return prepare(str(toy_text), "wordpiece", 70)[1]
 
 
-def test_plan_shares_runs_and_orders_teachers(text, tmp_path):
+def test_plan_shares_runs_and_orders_teachers(text, tmp_path, monkeypatch):
     """Catches an arm that is trained once for each claim, a student before its teacher, another
     command or text in a folder that counts as done."""
     flags = ["--preset", "tiny"]
@@ -89,6 +89,12 @@ def test_plan_shares_runs_and_orders_teachers(text, tmp_path):
     other = plan(CLAIMS, GRIDS["tiny"], range(2), flags, tmp_path, text, "abd")
     changed = plan(CLAIMS, dataclasses.replace(GRIDS["tiny"], flags="--batch-size 16"), range(2),
                    flags, tmp_path, text, "abc")
+    moved = []  # the same runs, wherever the project lies
+    for root in (tmp_path / "here", tmp_path / "there"):
+        monkeypatch.setattr(compare_module, "ROOT", root)
+        moved.append([run.out.relative_to(root) for run in plan(
+            CLAIMS, GRIDS["tiny"], range(1), flags, root / "runs", text, "abc").values()])
+    assert moved[0] == moved[1]
     for again in (other, changed):
         assert not {run.out for run in again.values()} & {run.out for run in runs.values()}
 

@@ -334,8 +334,8 @@ def test_unknown_corpus(data_folder, name):
     """Would catch: a traceback, or an error that does not say which names there are."""
     (data_folder / "mine.py").write_text("")
     (data_folder / "download.py").write_text("")  # what the scripts share; it is no corpus
-    write_text(data_folder / "mine.txt", make_documents(9))  # a text without a script
-    assert corpus.text_of("mine") == data_folder / "mine.txt"
+    write_text(data_folder / "alone.txt", make_documents(9))  # a text without a script
+    assert corpus.text_of("alone") == data_folder / "alone.txt"
     with pytest.raises(UserError, match=f"'{name}'.* mine") as caught:
         prepare(name, "bpe", 280)
     assert str(caught.value).count("download") == (name == "download")

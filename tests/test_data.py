@@ -202,6 +202,9 @@ def test_fraction_is_by_tokens_and_nested():
     for share in (0.01, 0.1, 0.4, 1.0):
         part = text.fraction(share)
         assert part.documents.tolist() == text.documents.tolist()[:len(part.documents)]
+        # Cropped whole: no sentence or token of other documents, and the last one's [SEP].
+        assert len(part.bounds) == part.documents[-1]
+        assert len(part.tokens) == part.bounds[-1, 1] + 1
 
 
 @pytest.mark.parametrize("input_format", ["segment-pair", "full-sentences", "doc-sentences"])

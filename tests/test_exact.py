@@ -41,6 +41,11 @@ def test_size_is_contradicted_by_one_parameter(monkeypatch):
     monkeypatch.setitem(exact.PUBLISHED, "bert-mini", exact.PUBLISHED["bert-mini"] + 1)
     found = exact.size()
     assert found["verdict"] == "contradicted" and "10 of 11" in found["found"]
+    # Nor does it hold of a student that is as large as its teacher.
+    monkeypatch.setattr(exact, "PUBLISHED", {})
+    shapes = exact.ModelConfig.preset.__globals__["SHAPES"]
+    monkeypatch.setitem(shapes, "distilbert-base", shapes["bert-base"])
+    assert exact.size()["verdict"] == "contradicted"
 
 
 @pytest.mark.parametrize("fast, expected", [(0.5, "holds"), (0.9, "inconclusive"),
@@ -76,6 +81,9 @@ def test_latency_by_a_made_up_clock(fast, expected, monkeypatch):
     assert ratio == pytest.approx(1 / fast, abs=0.01)
     # Where there is a GPU, its figures stand behind the CPU's, which decides.
     monkeypatch.setattr(exact.torch.cuda, "is_available", lambda: True)
-    fast, calls = 1.0, 0
-    both = exact.latency(gpu=(("cpu", 3),))["found"].split("; ")
+    monkeypatch.setattr(exact, "forward_seconds", lambda encoders, device, batch, rounds, length: [
+        [1.0] * rounds, [fast if batch == 1 else 1.1] * rounds])
+    found = exact.latency(gpu=(("cpu", 3),))
+    both = found["found"].split("; ")
     assert "batch 1, 32 tokens, cpu" in both[0] and "batch 3, 32 tokens, cpu" in both[1]
+    assert found["verdict"] == expected

@@ -122,9 +122,10 @@ def test_a_claim_goes_by_its_first_contrast(runs):
     half = {key: value for key, value in runs((("a", 0), {"full": {"mlm_loss": 4.1}})).items()}
     top = Arm("top")
     half |= {(top, seed): runs()[A, seed] for seed in range(3)}
-    shares = judge_claim(Claim("x", "", (Contrast(A, B, "better"),), "", "", (top,), (B, A, top)),
-                         half, range(3))["gap"]["shares"]
-    assert shares == pytest.approx([0.5, 1, 1])
+    gap = judge_claim(Claim("x", "", (Contrast(A, B, "better"),), "", "", (top,), (B, A, top)),
+                      half, range(3))["gap"]
+    assert gap["shares"] == pytest.approx([0.5, 1, 1])
+    assert "a closes 83% [12%, 155%] of the gap" in gap["says"]  # by Student's t, not 50 to 100
 
 
 def test_refused_claims_are_told(runs):
