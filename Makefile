@@ -32,7 +32,7 @@ MODELS   = bert roberta $(STUDENTS)
 .PHONY: all models compare setup data $(MODELS) \
         test test-training test-others parity lint faults mutants exercise smoke clean
 
-# The claims of minibert/claims.py, judged: results/$(NAME)/report.md
+# The claims of minibert/claims/claims.py, judged: results/$(NAME)/report.md
 NAME   ?= mine
 CLAIMS ?=
 all: compare

@@ -5,16 +5,16 @@ from pathlib import Path
 import torch
 
 from minibert.config import DistillConfig, parse_flags
-from minibert.corpus import prepare
 from minibert.errors import run_cli
-from minibert.finetune import finetune_tasks
-from minibert.hub import load_pretrained
+from minibert.files.corpus import prepare
+from minibert.files.hub import load_pretrained
+from minibert.files.run_folder import finished
 from minibert.losses import cosine_loss, mlm_loss, soft_target_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import gather
-from minibert.run_folder import finished
 from minibert.student import make_student
-from minibert.tasks import load_tasks
+from minibert.tasks.finetune import finetune_tasks
+from minibert.tasks.tasks import load_tasks
 from minibert.tokenizer import load_tokenizer
 from minibert.training import Training, mask_settings
 

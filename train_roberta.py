@@ -2,14 +2,14 @@
 import dataclasses
 
 from minibert.config import ModelConfig, RunConfig, parse_flags
-from minibert.corpus import prepare
 from minibert.errors import run_cli
-from minibert.finetune import finetune_tasks
+from minibert.files.corpus import prepare
+from minibert.files.run_folder import finished
 from minibert.losses import mlm_loss, nsp_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM
-from minibert.run_folder import finished
-from minibert.tasks import load_tasks
+from minibert.tasks.finetune import finetune_tasks
+from minibert.tasks.tasks import load_tasks
 from minibert.tokenizer import specials
 from minibert.training import Training, mask_settings
 

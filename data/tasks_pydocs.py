@@ -5,8 +5,8 @@ from pathlib import Path
 
 from download import write_aside
 
-from minibert.corpus import held_out_documents, text_of
 from minibert.errors import run_cli
+from minibert.files.corpus import held_out_documents, text_of
 from minibert.masking import hash_bits
 
 MIN_DOCUMENTS = 100  # of a library that is a class: fewer leave too little to be held out

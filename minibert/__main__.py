@@ -62,35 +62,34 @@ def main() -> None:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
 
     if args.command == "prepare":
-        from minibert.corpus import describe
+        from minibert.files.corpus import describe
         vocab_size = args.vocab_size or ModelConfig.preset(pick_preset(args.preset)).vocab_size
         print(describe(args.corpus, args.tokenizer, vocab_size))
     elif args.command == "fill-mask":
-        from minibert.fill_mask import fill_mask
+        from minibert.tools.fill_mask import fill_mask
         for text in sys.stdin.read().splitlines() if args.text == "-" else [args.text]:
             print(fill_mask(args.runs, text, args.top))
     elif args.command == "finetune":
-        from minibert.finetune import describe, finetune
+        from minibert.tasks.finetune import describe, finetune
         given = {name: value for name, value in vars(args).items() if name != "command"}
         print(describe(finetune(given.pop("run"), FinetuneConfig(**given))))
     elif args.command == "classify":
-        from minibert.finetune import classify
+        from minibert.tasks.finetune import classify
         rows = [tuple(args.texts)]
         if args.texts == ["-"]:
             rows = [tuple(line.split("\t")) for line in sys.stdin.read().splitlines()]
         print(classify(args.run, rows))
     elif args.command == "compare":
-        from minibert.compare import ROOT, compare
-        from minibert.verdicts import verdict_lines, write_report
+        from minibert.claims.compare import ROOT, compare
+        from minibert.claims.verdicts import verdict_lines, write_report
         given = {name: value for name, value in vars(args).items() if name != "command"}
         results = compare(**given)
         write_report(results, ROOT / "results" / args.name)
         print(f"{verdict_lines(results)}\n\nresults/{args.name}/report.md has more")
     elif args.command == "bench":
-        from minibert.bench import bench
-        from minibert.compare import ROOT
-        from minibert.run_folder import write_json
-        from minibert.verdicts import speed_table
+        from minibert.claims.verdicts import speed_table
+        from minibert.files.run_folder import ROOT, write_json
+        from minibert.tools.bench import bench
         given = {name: value for name, value in vars(args).items()
                  if name not in ("command", "name", "json")}
         found = bench(BenchConfig(**given))
@@ -99,17 +98,17 @@ def main() -> None:
             write_json(ROOT / "results" / args.name / "bench.json", found)
         print(json.dumps(found, indent=2) if args.json else speed_table(found))
     elif args.command == "walk":
-        from minibert.walk import walk
+        from minibert.tools.walk import walk
         print(walk(args.recipe, flags, args.run, args.teacher))
     elif args.command == "report":
-        from minibert.compare import ROOT
-        from minibert.report import read_json
-        from minibert.verdicts import write_report
+        from minibert.claims.compare import ROOT
+        from minibert.claims.verdicts import write_report
+        from minibert.tools.table import read_json
         folder = ROOT / "results" / args.name
         write_report(read_json(folder / "results.json", "is missing; make it with compare"), folder)
     else:
-        from minibert import report
-        print(report.info(args.run) if args.command == "info" else report.family_table(args.runs))
+        from minibert.tools import table
+        print(table.info(args.run) if args.command == "info" else table.family_table(args.runs))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ from minibert.config import RunConfig, pick_device
 from minibert.data import Batch, Batches, Text
 from minibert.errors import UserError
 from minibert.evaluation import evaluate, evaluation_set
-from minibert.hub import save_pretrained
+from minibert.files.hub import save_pretrained
+from minibert.files.run_folder import open_run, write_json, written_aside
 from minibert.masking import IGNORE, hash_bits
 from minibert.model import MaskedLM
-from minibert.run_folder import open_run, write_json, written_aside
 from minibert.tokenizer import continuations, specials
 
 

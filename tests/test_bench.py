@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from minibert import MaskedLM, bench
+from minibert import MaskedLM
 from minibert.__main__ import main
-from minibert.bench import Case, flops_of, random_text, take_turns
+from minibert.claims.figures import draw_speed
+from minibert.claims.verdicts import speed_lines, speed_table
 from minibert.config import BenchConfig, ModelConfig, RunConfig
 from minibert.data import full_sentences, segment_pairs
 from minibert.errors import UserError
-from minibert.figures import draw_speed
-from minibert.verdicts import speed_lines, speed_table
+from minibert.tools import bench
+from minibert.tools.bench import Case, flops_of, random_text, take_turns
 
 TOY = BenchConfig(num_hidden_layers=2, hidden_size=64, vocab_size=200, seq_length=16, batch_size=4,
                   rounds=1, device="cpu", threads=1)
@@ -84,7 +85,7 @@ def test_our_step_learns():
 
 def test_parts_and_tables(monkeypatch, capsys, tmp_path):
     """Catches a part that is not timed or not shown, and JSON that the table was not made of."""
-    monkeypatch.setattr("minibert.compare.ROOT", tmp_path)
+    monkeypatch.setattr("minibert.files.run_folder.ROOT", tmp_path)
     monkeypatch.setitem(ModelConfig.preset.__globals__["SHAPES"], "bert-base", vars(CONFIG)
                         | dict(vocab_size=30_000, max_position_embeddings=32))
     monkeypatch.setitem(ModelConfig.preset.__globals__["SHAPES"], "distilbert-base", vars(CONFIG)

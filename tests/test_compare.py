@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from conftest import BUDGET, TOY
 
-from minibert import compare as compare_module
 from minibert.__main__ import main
-from minibert.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
-from minibert.compare import (Run, compare, plan, read_flags, run_all, shape_flags,
+from minibert.claims import compare as compare_module
+from minibert.claims.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
+from minibert.claims.compare import (Run, compare, plan, read_flags, run_all, shape_flags,
                               tokens_in_a_sequence)
+from minibert.claims.judge import arms_of
+from minibert.claims.verdicts import (_claim, models_table, report, task_scores, verdict_lines,
+                               verdict_table, write_report)
 from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
-from minibert.corpus import prepare
 from minibert.data import Text
 from minibert.errors import UserError
-from minibert.judge import arms_of
-from minibert.verdicts import (_claim, models_table, report, task_scores, verdict_lines,
-                               verdict_table, write_report)
+from minibert.files.corpus import prepare
 
 # ---- the table of claims
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from minibert import corpus
-from minibert.corpus import describe, prepare
 from minibert.data import read_documents
 from minibert.data import sentences_of as cut
 from minibert.errors import UserError
+from minibert.files import corpus
+from minibert.files.corpus import describe, prepare
 from minibert.tokenizer import (BYTE_BPE, WORDPIECE, continuations, load_tokenizer, specials,
                                 train_tokenizer)
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "data"))
 import tasks_glue  # noqa: E402
 import tasks_pydocs  # noqa: E402
 
-from minibert.tasks import TASKS, load_task  # noqa: E402
+from minibert.tasks.tasks import TASKS, load_task  # noqa: E402
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_classes_of_libraries_are_balanced():
 
 def test_dev_is_of_documents_that_no_run_trains_on(tmp_path, monkeypatch):
     """Catches a task whose dev texts the encoder has already read while it was pretrained."""
-    from minibert import corpus
+    from minibert.files import corpus
     shutil.copytree(ROOT / "data", tmp_path / "data", ignore=shutil.ignore_patterns(
         "prepared", "tasks", "*.txt", "*.tsv", "__pycache__"))
     pages = [f"page {i} one\npage {i} two" for i in range(300)]

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # where the scripts are
 import distill  # noqa: E402
 from minibert.config import DistillConfig  # noqa: E402
 from minibert.errors import UserError  # noqa: E402
-from minibert.hub import load_pretrained, save_pretrained  # noqa: E402
+from minibert.files.hub import load_pretrained, save_pretrained  # noqa: E402
 from minibert.tokenizer import specials, train_tokenizer  # noqa: E402
 
 

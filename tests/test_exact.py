@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from minibert import exact
+from minibert.claims import exact
 from minibert.config import ModelConfig
 from minibert.losses import soft_target_loss
 

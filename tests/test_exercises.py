@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from test_promises import help_of
 
-from minibert.judge import arms_of
+from minibert.claims.judge import arms_of
 
 README = (ROOT / "tests" / "exercises" / "README.md").read_text(encoding="utf-8")
 PIECES = re.findall(r"make exercise PIECE=(\w+) +# (\w+)\.py", README)
@@ -70,7 +70,7 @@ def test_ten_questions_have_flags_that_exist():
 def test_the_claim_of_your_own_is_a_claim():
     """Catches an example that the table of claims does not take."""
     example = re.search(r"```python\n(.*?)```", README, re.S)[1]
-    names = dict(vars(importlib.import_module("minibert.claims")))
+    names = dict(vars(importlib.import_module("minibert.claims.claims")))
     exec(example, names)
     claim = names["CLAIMS"][-1]
     assert claim.id == "rate" and "--mask-rate" in help_of(f"{names['BASE'].script}.py")

@@ -9,10 +9,10 @@ import torch
 
 from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
 from minibert.__main__ import main
-from minibert.errors import UserError
 from minibert.data import Text
-from minibert.fill_mask import BAR, blanks, fill_mask
+from minibert.errors import UserError
 from minibert.tokenizer import train_tokenizer
+from minibert.tools.fill_mask import BAR, blanks, fill_mask
 
 WORDS = "ba be bi bo bu da de di do du"
 CONFIG = ModelConfig(vocab_size=24, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,

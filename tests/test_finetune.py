@@ -13,7 +13,7 @@ from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
 from minibert.__main__ import main
 from minibert.config import FinetuneConfig
 from minibert.errors import UserError, run_cli
-from minibert.finetune import (SequenceClassifier, classify, describe, finetune,
+from minibert.tasks.finetune import (SequenceClassifier, classify, describe, finetune,
                                load_classifier, predict)
 from minibert.tokenizer import train_tokenizer
 

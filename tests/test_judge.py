@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from minibert.claims import PAIRS_LOSS, Arm, Claim, Contrast
+from minibert.claims.claims import PAIRS_LOSS, Arm, Claim, Contrast
+from minibert.claims.judge import T95, interval, judge, judge_claim, metrics_of, verdict
 from minibert.errors import UserError
-from minibert.judge import T95, interval, judge, judge_claim, metrics_of, verdict
 
 A, B = Arm("a"), Arm("b")
 

@@ -1,4 +1,5 @@
-"""What the README promises about the code itself: budgets, departures, commands."""
+"""What the README promises about the code itself: budgets, rooms, departures, commands."""
+import ast
 import contextlib
 import difflib
 import functools
@@ -13,17 +14,23 @@ import pytest
 from conftest import ROOT
 from mutants import MUTANTS
 
+from minibert.claims.verdicts import report, speed_lines, verdict_table
 from minibert.config import DistillConfig
-from minibert.report import family_table
-from minibert.verdicts import report, speed_lines, verdict_table
+from minibert.tools.table import family_table
 
 RECIPES = ["train_bert.py", "train_roberta.py", "distill.py"]
 ALL_SHARE = ["minibert/data.py", "minibert/masking.py", "minibert/model.py", "minibert/losses.py"]
-CODE = [*ROOT.glob("*.py"), *ROOT.glob("minibert/*.py"), *ROOT.glob("data/*.py")]
-# What reads, judges and shows the runs that the recipes make; a reader of the recipes skips it.
-TOOLS = [ROOT / "minibert" / f"{name}.py" for name in (
-    "tasks", "finetune", "fill_mask", "report", "claims", "exact", "compare", "judge", "verdicts",
-    "figures", "bench", "peers", "walk")] + [*ROOT.glob("data/tasks_*.py")]
+CODE = [*ROOT.glob("*.py"), *ROOT.glob("minibert/**/*.py"), *ROOT.glob("data/*.py")]
+# Which rooms of the package each room may import; the package's own level is "".
+MAY_IMPORT = {
+    "": {"", "files"},
+    "files": {"", "files"},
+    "tasks": {"", "files", "tasks"},
+    "tools": {"", "files", "tasks", "tools"},
+    "claims": {"", "files", "tasks", "tools", "claims"},
+    "the scripts": {"", "files", "tasks"},
+    "the front door": {"", "files", "tasks", "tools", "claims"},
+}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -31,14 +38,82 @@ def lines(path):
     return path.read_text(encoding="utf-8").splitlines()
 
 
+def lines_of_code(text):
+    """How many lines are neither blank nor a comment nor part of a docstring."""
+    free = set()
+    for node in ast.walk(ast.parse(text)):
+        documented = isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))
+        if documented and ast.get_docstring(node) is not None:
+            free |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return sum(bool(line.strip()) and not line.strip().startswith("#") and number not in free
+               for number, line in enumerate(text.splitlines(), 1))
+
+
+def test_lines_of_code_are_counted():
+    """Catches a count in which a comment, a docstring or a blank line costs something."""
+    text = '"""One.\n\nTwo."""\nimport os  # a reason\n\n\ndef f():\n    "Says."\n    # Why.\n'
+    assert lines_of_code(text + "    return os\n") == 3
+
+
 def test_line_budgets():
-    """Catches a file, or a project, that outgrows an afternoon's reading."""
+    """Catches a path from text to loss, or a project, that outgrows an afternoon's reading."""
+    size = {path: lines_of_code(path.read_text(encoding="utf-8")) for path in CODE}
     for recipe in RECIPES:  # from text to loss
-        assert sum(len(lines(ROOT / name)) for name in [recipe, *ALL_SHARE]) <= 800
-    tools = sum(len(lines(path)) for path in TOOLS)
-    assert sum(len(lines(path)) for path in CODE) - tools <= 2850 and tools <= 2650
-    assert max(len(lines(path)) for path in CODE) <= 350
+        assert sum(size[ROOT / name] for name in [recipe, *ALL_SHARE]) <= 500
+    assert sum(size.values()) <= 4400
     assert len(README.splitlines()) <= 220
+
+
+def test_rooms_are_small():
+    """Catches a room with more files than a newcomer takes in at a glance."""
+    rooms = [path.parent for path in ROOT.glob("minibert/**/*.py")]
+    assert len(set(rooms)) == 5
+    for room in rooms:
+        assert len([*room.glob("*.py")]) <= 12, room
+
+
+def room_of(file):
+    """The room that a file belongs to; the front doors are what users import and start."""
+    path = file.relative_to(ROOT).parts
+    if path[0] != "minibert":
+        return "the scripts"
+    if path[1] in ("__init__.py", "__main__.py"):
+        return "the front door"
+    return path[1] if len(path) > 2 else ""
+
+
+def imports_of(file):
+    """The modules of the package that a file imports, also those inside functions."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.startswith("minibert"))
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: a relative import hides its room"
+            if (node.module or "").startswith("minibert"):
+                # A name may be a module: `from minibert.files import corpus`.
+                yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def test_arrows_point_inward():
+    """Catches a lesson that imports the laboratory: a recipe that cannot be read without it."""
+    rooms = set(MAY_IMPORT) - {"", "the scripts", "the front door"}
+    found = {}
+    for file in CODE:
+        for module in imports_of(file):
+            second = module.split(".")[1]
+            found.setdefault(room_of(file), set()).add(second if second in rooms else "")
+    assert found.keys() == MAY_IMPORT.keys()
+    for room, imported in found.items():
+        assert imported <= MAY_IMPORT[room], (room, imported - MAY_IMPORT[room])
+
+
+def test_rooms_say_what_they_are_for():
+    """Catches a room that does not say in two lines what is in it and who may import it."""
+    for name in set(MAY_IMPORT) - {"", "the scripts", "the front door"}:
+        door = ROOT / "minibert" / name / "__init__.py"
+        said = ast.get_docstring(ast.parse(door.read_text(encoding="utf-8")))
+        assert "import" in said and len(said.splitlines()) <= 5
+        assert lines_of_code(door.read_text(encoding="utf-8")) == 0
 
 
 def test_line_width():

@@ -8,8 +8,8 @@ from conftest import BUDGET, ROOT, TOY
 
 from minibert.__main__ import main
 from minibert.errors import UserError, run_cli
-from minibert.hub import load_pretrained
-from minibert.report import family_table, info
+from minibert.files.hub import load_pretrained
+from minibert.tools.table import family_table, info
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from conftest import assert_one_error_line, start_script
 
-from minibert import corpus as corpus_module
-from minibert import tasks as tasks_module
 from minibert.config import FinetuneConfig, preset_tasks
 from minibert.errors import UserError
-from minibert.tasks import TASKS, bag_of_words, load_task, load_tasks, read_task, score
+from minibert.files import corpus as corpus_module
+from minibert.tasks import tasks as tasks_module
+from minibert.tasks.tasks import TASKS, bag_of_words, load_task, load_tasks, read_task, score
 
 
 def test_scores_against_their_definitions():

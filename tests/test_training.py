@@ -14,15 +14,15 @@ from conftest import (BUDGET, TOY, assert_one_error_line, assert_same_run, log, 
 
 import minibert.training as training_module
 from minibert.config import ModelConfig, RunConfig
-from minibert.corpus import prepare
 from minibert.data import Batch, Batches
 from minibert.errors import UserError, run_cli
+from minibert.evaluation import evaluate, evaluation_set
+from minibert.files.corpus import prepare
+from minibert.files.run_folder import written_aside
 from minibert.losses import mlm_loss
 from minibert.masking import IGNORE, DynamicMasker, mask_tokens
 from minibert.model import Block, MaskedLM
-from minibert.run_folder import written_aside
 from minibert.tokenizer import specials
-from minibert.evaluation import evaluate, evaluation_set
 from minibert.training import Training, learning_rate, optimizer_groups
 
 RUN = RunConfig(out="-", steps=100, warmup=0.1, learning_rate=1e-3)

@@ -16,10 +16,10 @@ from minibert import ModelConfig, load_pretrained, save_pretrained
 from minibert.data import (Text, full_sentences, read_documents, segment_pairs, sentences_of,
                            tokenize)
 from minibert.errors import UserError
-from minibert.finetune import load_classifier
 from minibert.masking import IGNORE, mask_tokens
 from minibert.model import MaskedLM
-from minibert.tasks import TASKS, read_task
+from minibert.tasks.finetune import load_classifier
+from minibert.tasks.tasks import TASKS, read_task
 from minibert.tokenizer import Specials, train_tokenizer
 
 MANY = settings(max_examples=300, deadline=None,

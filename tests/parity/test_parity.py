@@ -14,7 +14,7 @@ from conftest import BUDGET, ROOT, TOY
 transformers = pytest.importorskip("transformers", reason="make parity installs it")
 
 from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained  # noqa: E402
-from minibert.hub import their_names  # noqa: E402
+from minibert.files.hub import their_names  # noqa: E402
 from minibert.losses import mlm_loss, nsp_loss  # noqa: E402
 from minibert.tokenizer import train_tokenizer  # noqa: E402
 

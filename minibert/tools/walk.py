@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minibert import corpus, data, losses, masking, model, tokenizer
+from minibert import data, losses, masking, model, tokenizer
 from minibert.config import DistillConfig, ModelConfig, parse_flags
 from minibert.errors import UserError
-from minibert.hub import load_pretrained
+from minibert.files import corpus
+from minibert.files.hub import load_pretrained
+from minibert.files.run_folder import ROOT
 from minibert.masking import IGNORE
-from minibert.report import read_json
 from minibert.student import make_student
+from minibert.tools.table import read_json
 from minibert.training import mask_settings
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {"bert": "train_bert", "roberta": "train_roberta", "distilbert": "distill"}
 SHOWN = 5  # predictions that are shown in full
 

@@ -21,15 +21,15 @@ import torch
 from torch import nn
 
 from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device
-from minibert.corpus import DATA, text_of
 from minibert.data import Batches, Text
 from minibert.errors import UserError
+from minibert.files.corpus import DATA, text_of
+from minibert.files.run_folder import machine
 from minibert.losses import cosine_loss, mlm_loss, nsp_loss, soft_target_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import Encoder, MaskedLM
-from minibert.peers import torch_step, transformers_step
-from minibert.run_folder import machine
 from minibert.tokenizer import Specials
+from minibert.tools.peers import torch_step, transformers_step
 from minibert.training import autocast, optimizer_groups
 
 SPECIAL = Specials(pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -271,7 +271,7 @@ def corpus(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
                         break
                     file.write(document + "\n\n")
             program = ("import sys, time; from pathlib import Path; start = time.perf_counter();"
-                       "from minibert.corpus import prepare;"
+                       "from minibert.files.corpus import prepare;"
                        f"prepare(sys.argv[1], 'wordpiece', {bench.vocab_size});"
                        "status = Path('/proc/self/status');"
                        "print(time.perf_counter() - start, status.read_text().split('VmHWM:')[1]"

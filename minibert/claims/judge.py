@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.claims import PAIRS_LOSS, Arm, Claim, Contrast
+from minibert.claims.claims import PAIRS_LOSS, Arm, Claim, Contrast
 from minibert.errors import UserError
 
 # Two-sided 95 % points of Student's t, by degrees of freedom.

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from minibert.bench import Case, forward, take_turns
 from minibert.config import ModelConfig
 from minibert.losses import mlm_loss, soft_target_loss
 from minibert.model import Encoder, MaskedLM
+from minibert.tools.bench import Case, forward, take_turns
 
 # Parameters of the published checkpoints, decoder tied: with pooler and NSP head for BERT.
 PUBLISHED = {

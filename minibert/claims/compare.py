@@ -20,17 +20,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minibert.claims import CLAIMS, GRIDS, Arm, Claim, Grid
+from minibert.claims.claims import CLAIMS, GRIDS, Arm, Claim, Grid
+from minibert.claims.exact import EXACT, forward_seconds
+from minibert.claims.judge import arms_of, interval, judge_claim, metrics_of
 from minibert.config import (DistillConfig, ModelConfig, RunConfig, parse_flags, pick_device,
                              pick_preset)
-from minibert.corpus import prepare
 from minibert.data import Text, make_sequences
 from minibert.errors import UserError
-from minibert.exact import EXACT, forward_seconds
-from minibert.fill_mask import blanks, fill_mask
-from minibert.hub import load_pretrained
-from minibert.judge import arms_of, interval, judge_claim, metrics_of
-from minibert.run_folder import ROOT, machine, warn_of_other_code, written_aside
+from minibert.files.corpus import prepare
+from minibert.files.hub import load_pretrained
+from minibert.files.run_folder import ROOT, machine, warn_of_other_code, written_aside
+from minibert.tools.fill_mask import blanks, fill_mask
 
 
 @dataclass(eq=False)

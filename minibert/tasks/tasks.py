@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minibert.corpus import DATA, run_data_script
 from minibert.errors import UserError
+from minibert.files.corpus import DATA, run_data_script
 
 
 @dataclass(frozen=True)

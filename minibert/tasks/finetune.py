@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from minibert.config import FinetuneConfig, ModelConfig, RunConfig, pick_device
 from minibert.errors import UserError
-from minibert.hub import load_pretrained, read_tensors, shell
+from minibert.files.hub import load_pretrained, read_tensors, shell
+from minibert.files.run_folder import write_json
 from minibert.losses import soft_target_loss
 from minibert.masking import hash_bits
 from minibert.model import Encoder, initialize
-from minibert.run_folder import write_json
-from minibert.tasks import TaskData, load_task
+from minibert.tasks.tasks import TaskData, load_task
 from minibert.tokenizer import load_tokenizer, specials
 from minibert.training import learning_rate, optimizer_groups
 

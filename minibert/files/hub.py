@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from minibert.config import ModelConfig
 from minibert.errors import UserError
+from minibert.files.run_folder import write_json
 from minibert.model import MaskedLM
-from minibert.run_folder import write_json
 from minibert.tokenizer import load_tokenizer, specials
 
 _BERT_ENCODER = {

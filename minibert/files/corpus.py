@@ -18,7 +18,7 @@ from minibert.errors import UserError
 from minibert.masking import hash_bits
 from minibert.tokenizer import load_tokenizer, train_tokenizer
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = Path(__file__).resolve().parents[2] / "data"
 HELD_OUT = 0.08  # share of the documents that no run trains on
 VOCABULARY_TEXT = 20_000_000  # characters that a vocabulary is learned from: a sample, if need be
 

@@ -7,7 +7,7 @@ import torch
 
 from minibert.data import Text
 from minibert.errors import UserError
-from minibert.hub import load_pretrained
+from minibert.files.hub import load_pretrained
 from minibert.masking import hash_bits
 from minibert.tokenizer import continuations, specials
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from minibert.figures import CURVES, draw, draw_curves, draw_speed, draw_verdicts, losses
-from minibert.report import FLOORS
-from minibert.run_folder import write_json, written_aside
+from minibert.claims.figures import CURVES, draw, draw_curves, draw_speed, draw_verdicts, losses
+from minibert.files.run_folder import write_json, written_aside
+from minibert.tools.table import FLOORS
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
