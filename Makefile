@@ -5,6 +5,7 @@
 #   make all CORPUS=my.txt NAME=my      on a text of your own (.txt, .gz, .xz or a folder)
 #   make all CORPUS=my.txt VOCAB=1000   with a smaller vocabulary, for a small text
 #   make all PY=python3                 without a virtual environment, on a machine that has torch
+#   make all GRID=full NAME=full        the published comparison: many hours, and a larger teacher
 #   make all CLAIMS="--only masking"    with any flag of `python -m minibert compare`
 #   make models FLAGS="--seed 1" RUNS=runs/seed1    with any flag that the scripts share
 
@@ -12,6 +13,7 @@ PYTHON ?= python3
 PY     ?= .venv/bin/python
 CORPUS ?= pydocs
 PRESET ?= auto
+GRID   ?= auto
 RUNS   ?= runs/$(firstword $(subst ., ,$(notdir $(CORPUS:/=))))
 FLAGS  ?=
 # On a CPU, runs of one thread side by side do more than one run of many, and a run of one thread
@@ -37,7 +39,7 @@ NAME   ?= mine
 CLAIMS ?=
 all: compare
 compare: setup
-	@MINIBERT_PLAIN= $(PY) -m minibert compare --corpus $(CORPUS) --preset $(PRESET) \
+	@MINIBERT_PLAIN= $(PY) -m minibert compare --grid $(GRID) --corpus $(CORPUS) \
 		--name $(NAME) --jobs $(JOBS) $(SIZE) $(CLAIMS)
 
 # Larger models than the claims' arms, one of each.
@@ -122,7 +124,7 @@ exercise: setup
 smoke:
 	@$(MAKE) --no-print-directory models RUNS=runs/smoke PRESET=tiny \
 		FLAGS="--steps 20 --log-every 10 --eval-every 20 --checkpoint-every 10 --eval-targets 4000 --task-rows 60"
-	@$(MAKE) --no-print-directory all PRESET=tiny NAME=smoke \
+	@$(MAKE) --no-print-directory all GRID=quick NAME=smoke \
 		CLAIMS="--only kl,architecture,size,latency,masking --seeds 2 --tokens 20000"
 
 clean:

@@ -40,12 +40,15 @@ def main() -> None:
     claims = commands.add_parser("compare", help="run the claims' arms and judge each claim")
     claims.add_argument("--name", default="mine", help="of runs/NAME and results/NAME [mine]")
     claims.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
-    claims.add_argument("--preset", default="auto", choices=("auto", *BUDGETS))
+    claims.add_argument("--grid", default="auto", choices=("auto", "quick", "full", "gpu"),
+                        help="how large the runs are; auto: quick, or gpu where there is one [auto]")
     claims.add_argument("--seeds", type=positive, default=3, help="runs of each arm [3]")
     claims.add_argument("--only", default="", metavar="IDS", help="claims, with commas between")
     claims.add_argument("--jobs", type=positive, help="runs side by side [one a core]")
     claims.add_argument("--tokens", type=positive, help="another budget than the grid's")
     claims.add_argument("--vocab-size", type=positive, help="another one than the grid's")
+    claims.add_argument("--plan", action="store_true", help="print every run's command instead, "
+                        "with the line that must be done before it, for another engine to run")
     again = commands.add_parser("report", help="write a comparison's report and figures again")
     again.add_argument("name", help="of results/NAME")
     speed = commands.add_parser("bench", help="how fast the steps are, beside other code's")
@@ -83,7 +86,11 @@ def main() -> None:
         from minibert.claims.compare import ROOT, compare
         from minibert.claims.verdicts import verdict_lines, write_report
         given = {name: value for name, value in vars(args).items() if name != "command"}
+        given["plan_only"] = given.pop("plan")
         results = compare(**given)
+        if args.plan:
+            print(results)
+            return
         write_report(results, ROOT / "results" / args.name)
         print(f"{verdict_lines(results)}\n\nresults/{args.name}/report.md has more")
     elif args.command == "bench":

@@ -98,7 +98,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 # What a preset says about the run; the scripts add its number of steps.
 BUDGETS: dict[str, dict[str, Any]] = {
     "tiny": dict(seq_length=32, batch_size=64, learning_rate=2e-3, warmup=0.1, eval_targets=20_000,
-                 checkpoint_every=100, tasks="library,same-page", task_rows=1500),
+                 checkpoint_every=100, tasks="library,word-order,halves"),
     "small": dict(seq_length=128, batch_size=256, learning_rate=1e-3, warmup=0.1,
                   tasks="sst2,mrpc,cola"),
     # Departure: BERT trains on 128 tokens for nine tenths of its steps; here all have 512.
@@ -114,11 +114,14 @@ class RunConfig:
     preset: str = setting("auto", "shape and budget; auto: tiny, on a GPU small",
                           ("auto", *BUDGETS))
     out: str = setting("", "the run folder; a Hugging Face folder when it is done")
-    steps: int = setting(1, "updates of the weights", "[1, inf)")
+    steps: int = setting(1, "updates of the weights; 0 leaves the initial weights as they are",
+                         "[0, inf)")
     seed: int = setting(0, "of initial weights, order, pairs, masks and dropout", "[0, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
     compile: bool = setting(False, "compile the blocks: faster on a GPU after a minute or so")
     data_fraction: float = setting(1.0, "share of the training text that is used", "(0, 1]")
+    data_tokens: int = setting(0, "use only the first documents, as many as hold this many tokens; "
+                               "0: use --data-fraction instead", "[0, inf)")
     tokenizer: str = setting("wordpiece", "BERT's WordPiece, uncased, or RoBERTa's byte-level BPE",
                              ("wordpiece", "bpe"))
     input_format: str = setting("full-sentences", "how text becomes sequences",
@@ -148,7 +151,10 @@ class RunConfig:
                          "none; the preset names some")
     task_dir: str = setting("", "the folder that holds the tasks' folders, in GLUE's layout "
                             "[downloaded, or made of pydocs]")
-    task_rows: int = setting(0, "use the first rows of each train.tsv only; 0: all", "[0, inf)")
+    task_rows: int = setting(0, "use only the first rows of each train.tsv; 0: as many as the "
+                             "task asks for", "[0, inf)")
+    task_seeds: int = setting(1, "fine-tune on each task this often; its score is the mean",
+                              "[1, inf)")
 
     def __post_init__(self):
         _check(type(self), vars(self))
@@ -191,23 +197,26 @@ class FinetuneConfig:
     """A task, and BERT's own way to learn it (Devlin et al. 2018, appendix A.3)."""
     task: str = setting("sst2", "what the columns are; text and pair: a task of your own, with "
                         "text (or text_a and text_b) and label",
-                        ("sst2", "cola", "mrpc", "rte", "stsb", "library", "same-page", "text",
-                         "pair"))
+                        ("sst2", "cola", "mrpc", "rte", "stsb", "library", "text", "pair"))
     task_dir: str = setting("", "the folder with train.tsv and dev.tsv, or with GLUE's folders "
                             "[downloaded, or made of pydocs]")
     out: str = setting("", "the folder for the classifier and its scores")
-    epochs: int = setting(3, "passes over train.tsv", "[1, inf)")
+    epochs: int = setting(0, "passes over train.tsv; 0: as many as the task asks for, mostly 3",
+                          "[0, inf)")
     batch_size: int = setting(32, "rows in an update", "[1, inf)")
     # Departure: BERT's 5e-5 is for H 768; narrower models need larger steps.
     learning_rate: float = setting(0.0, "peak; 0: 5e-5 * 768 / hidden size", "[0, inf)")
     warmup: float = setting(0.1, "share of the steps that warm up", "[0, 1)")
-    rows: int = setting(0, "use the first rows of train.tsv only; 0: all", "[0, inf)")
+    rows: int = setting(0, "use only the first rows of train.tsv; 0: as many as the task asks for",
+                        "[0, inf)")
     max_length: int = setting(128, "tokens of an input; the rest is cut off", "[8, inf)")
     teacher: str = setting("", "a folder that finetune made: learn from its probabilities, too")
     # Paper: DistilBERT's released script for SQuAD weighs soft and hard targets alike, at T 2.
     alpha_kl: float = setting(0.5, "share of the teacher's soft targets in the loss", "[0, 1]")
     temperature: float = setting(2.0, "of the soft targets", "(0, inf)")
     seed: int = setting(0, "of the head's weights, order and dropout", "[0, inf)")
+    seeds: int = setting(1, "fine-tune this often, with --seed and the numbers after it; the score "
+                         "is the mean", "[1, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
 
     def __post_init__(self):

@@ -56,6 +56,18 @@ class Batch(NamedTuple):
     labels: Tensor | None = None  # (B, M) int64, what they were, or IGNORE
 
 
+def training_text(text: Text, run: RunConfig) -> Text:
+    """Return the part of the text that a run trains on: --data-tokens or --data-fraction of it.
+
+    Raises UserError when the text does not hold as many tokens as --data-tokens asks for.
+    """
+    if run.data_tokens > len(text.tokens):
+        raise UserError(f"--data-tokens {run.data_tokens} is more than the {len(text.tokens)} tokens "
+                        "that the text has; ask for less, or use more text")
+    share = run.data_tokens / len(text.tokens) if run.data_tokens else run.data_fraction
+    return text.fraction(share)
+
+
 def text_files(path: Path) -> list[Path]:
     """The file itself, or a folder's .txt, .gz and .xz files in order of name."""
     if not path.is_dir():

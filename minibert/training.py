@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from minibert.config import RunConfig, pick_device
-from minibert.data import Batch, Batches, Text
+from minibert.data import Batch, Batches, Text, training_text
 from minibert.errors import UserError
 from minibert.evaluation import evaluate, evaluation_set
 from minibert.files.hub import save_pretrained
@@ -110,7 +110,7 @@ class Training:
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
         self.window: list[dict[str, Tensor]] = []  # the steps since the last line of the log
         self.terms: dict[str, Tensor] = {}  # the losses of the update in hand
-        self.batches = Batches(text.fraction(run.data_fraction), run, specials(tokenizer),
+        self.batches = Batches(training_text(text, run), run, specials(tokenizer),
                                self.device, masker.copy)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
                           for kind in ("full-sentences", "segment-pair")}

@@ -1,154 +1,31 @@
-"""Plan the claims' arms, run them side by side, and have each claim judged.
+"""Run the claims' arms side by side, and have each claim judged.
 
 Runs are shared between claims, go on where they were stopped, and are not repeated.
 """
 import dataclasses
-import hashlib
-import importlib
 import json
 import os
-import re
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from minibert.claims.claims import CLAIMS, GRIDS, Arm, Claim, Grid
+from minibert.claims.claims import CLAIMS, GRIDS, Arm, Grid
 from minibert.claims.exact import EXACT, forward_seconds
 from minibert.claims.judge import arms_of, interval, judge_claim, metrics_of
-from minibert.config import (DistillConfig, ModelConfig, RunConfig, parse_flags, pick_device,
-                             pick_preset)
-from minibert.data import Text, make_sequences
+from minibert.claims.plan import Run, plan, plan_lines, read_flags, shape_flags, too_small
+from minibert.config import pick_device
 from minibert.errors import UserError
 from minibert.files.corpus import prepare
 from minibert.files.hub import load_pretrained
 from minibert.files.run_folder import ROOT, machine, warn_of_other_code, written_aside
 from minibert.tools.fill_mask import blanks, fill_mask
-
-
-@dataclass(eq=False)
-class Run:
-    """One arm with one seed: its folder, its command, and the run that must be there before."""
-    arm: Arm
-    seed: int
-    out: Path
-    command: list[str]
-    teacher: "Run | None"
-    cost: float  # relative to the others, for the time that is left
-
-    @property
-    def done(self) -> bool:
-        return (self.out / "metrics.json").exists()
-
-    def share(self) -> float:
-        """How far it has come, 0..1, by the last line of its log."""
-        try:
-            log = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-            steps = int(self.command[self.command.index("--steps") + 1])
-            return json.loads(log[-1])["step"] / steps
-        except (OSError, ValueError, IndexError, KeyError):
-            return 0.0
-
-
-def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], folder: Path,
-         text: Text, corpus: str) -> dict[tuple[Arm, int], Run]:
-    """Every run that the claims need, teachers before students; an arm of two claims is one run.
-
-    flags: what all runs share (corpus, preset). corpus: its fingerprint, for the folder's name:
-    a folder is of one command on one text, so what is finished in it is what would be run.
-    """
-    runs: dict[tuple[Arm, int], Run] = {}
-    budgets: dict[Arm, tuple[int, int]] = {}
-    run, _ = read_flags("train_roberta", [*flags, *grid.flags.split(), *shape_flags(grid)])
-    update = run.batch_size * tokens_in_a_sequence(run, text)
-
-    def add(arm: Arm, seed: int) -> Run:
-        if (arm, seed) in runs:
-            return runs[arm, seed]
-        teacher = add(arm.teacher, seed) if arm.teacher else None
-        first = ["--teacher", str(teacher.out)] if teacher else shape_flags(grid)
-        given = [*flags, *grid.flags.split(), *first, *arm.flags.format(layers=grid.layers).split(),
-                 "--seed", str(seed), *([] if arm.tasks else ["--tasks", "none"])]
-        if arm not in budgets:  # one for all seeds
-            its_run, _ = read_flags(arm.script, given)
-            budgets[arm] = budget_for(arm.budget * grid.tokens, update,
-                                      tokens_in_a_sequence(its_run, text))
-        batch, steps = budgets[arm]
-        command = [f"{arm.script}.py", *last_of_each([*given, "--batch-size", str(batch),
-                                                      "--steps", str(steps)])]
-        said = " ".join([corpus, *command]).replace(f"{ROOT}/", "")
-        digest = hashlib.sha256(said.encode()).hexdigest()[:8]
-        name = re.sub(r"\W+", "-", arm.name).strip("-")
-        out = folder / f"{name}-{seed}-{digest}"
-        # A student has half the layers; its teacher's forward pass is 2/3 of that again.
-        taught = teacher is not None and "--alpha-kl 0 --alpha-cos 0" not in arm.flags
-        depth = 1.0 if teacher is None or "--student-layers" in arm.flags else 0.5 + taught / 3
-        runs[arm, seed] = Run(arm, seed, out, [*command, "--out", str(out)], teacher, steps * depth)
-        return runs[arm, seed]
-
-    for claim in claims:
-        for arm in arms_of(claim):
-            for seed in seeds:
-                add(arm, seed)
-    return runs
-
-
-def last_of_each(flags: list[str]) -> list[str]:
-    """Flags with their values, without those that a later one overrules.
-
-    >>> last_of_each(["--steps", "1", "--no-nsp", "--steps", "2"])
-    ['--no-nsp', '--steps', '2']
-    """
-    found: dict[str, list[str]] = {}
-    for flag in flags:
-        if flag.startswith("--"):
-            found.pop(flag, None)
-            name, found[flag] = flag, []
-        else:
-            found[name].append(flag)
-    return [part for name, values in found.items() for part in (name, *values)]
-
-
-def shape_flags(grid: Grid) -> list[str]:
-    """The flags that give a model the grid's shape."""
-    return ["--num-hidden-layers", str(grid.layers), *grid.shape.split()]
-
-
-def tokens_in_a_sequence(run: RunConfig, text: Text) -> float:
-    """How many tokens of a sequence are no padding, on average: formats differ in that."""
-    spans = make_sequences(text.fraction(run.data_fraction), run.input_format, run.seq_length,
-                           seed=0, copy=0, short_seq_prob=run.short_seq_prob)
-    a, b = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
-    return float((a + b + 2 + (b > 0)).mean())
-
-
-def budget_for(tokens: float, update: float, sequence: float) -> tuple[int, int]:
-    """Sequences in an update and steps, so that arms see equal tokens in an update and in all.
-
-    tokens, update, sequence: that are no padding, of a run, of the base's update, of one sequence.
-    Paper: Liu et al. 2019, section 4.2, changes the batch size for the same reason.
-    >>> budget_for(tokens=8000, update=32 * 25.0, sequence=25.0)
-    (32, 10)
-    >>> budget_for(tokens=8000, update=32 * 25.0, sequence=32.0)
-    (25, 10)
-    """
-    batch = max(1, round(update / sequence))
-    return batch, max(1, round(tokens / (batch * sequence)))
-
-
-def read_flags(script: str, flags: list[str]) -> tuple[RunConfig, Any]:
-    """The settings that a script makes of its flags."""
-    module = importlib.import_module(script)
-    other = DistillConfig if script == "distill" else ModelConfig
-    return parse_flags(module.__doc__, module.RECIPE, module.STEPS, other,
-                       argv=[*flags, "--out", "unused"])
 
 
 def run_all(runs: list[Run], jobs: int) -> None:
@@ -206,32 +83,44 @@ def run_all(runs: list[Run], jobs: int) -> None:
         bar.close()
 
 
-def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
-            jobs: int | None = None, tokens: int | None = None, vocab_size: int | None = None
-            ) -> dict[str, Any]:
-    """Run what is missing and judge every claim; the content of results.json.
+def pick_grid(name: str) -> str:
+    """Return the grid's name, with `auto` resolved to what the device can do: quick or gpu."""
+    return name if name != "auto" else "gpu" if pick_device("auto") == "cuda" else "quick"
 
-    only: ids of claims with commas between, by default all. jobs: runs side by side, by default one
-    for each core, on a GPU one. tokens, vocab_size: others than the grid's, to try things out or
-    for a small text. Raises UserError when a setting, the corpus or a run cannot be used.
+
+def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
+            jobs: int | None = None, tokens: int | None = None, vocab_size: int | None = None,
+            plan_only: bool = False) -> dict[str, Any] | str:
+    """Run what is missing and judge every claim; return the content of results.json.
+
+    grid: one of GRIDS, or auto. only: ids of claims with commas between them, by default all.
+    jobs: runs side by side, by default one for each core and one on a GPU. tokens, vocab_size:
+    other numbers than the grid's, to try things out or for a small text. plan_only: return the
+    commands of all runs instead, as `plan_lines` writes them. Raises UserError when a setting, the
+    corpus or a run cannot be used.
     """
     device = pick_device("auto")
-    preset = pick_preset(preset)
-    if preset not in GRIDS:
-        raise UserError(f"there is no grid for the preset {preset}; use {', '.join(GRIDS)}")
-    grid = GRIDS[preset]
+    chosen_grid = GRIDS[pick_grid(grid)]
     size = f" --vocab-size {vocab_size}" if vocab_size else ""
-    grid = dataclasses.replace(grid, tokens=tokens or grid.tokens, shape=grid.shape + size)
+    chosen_grid = dataclasses.replace(chosen_grid, tokens=tokens or chosen_grid.tokens,
+                                      shape=chosen_grid.shape + size)
     ids = [exact.__name__ for exact in EXACT] + [claim.id for claim in CLAIMS]
     chosen = only.split(",") if only else ids
     if unknown := sorted(set(chosen) - set(ids)):
         raise UserError(f"there is no claim {unknown[0]!r}; the claims are {', '.join(ids)}")
     interval([0.0] * seeds)  # too few seeds are said before the first run, not after the last
-    claims = tuple(claim for claim in CLAIMS if claim.id in chosen)
-    flags = ["--corpus", corpus, "--preset", preset]
-    run, shape = read_flags("train_roberta", [*flags, *grid.flags.split(), *shape_flags(grid)])
+    flags = ["--corpus", corpus]
+    run, shape = read_flags("train_roberta", ["--preset", chosen_grid.preset, *flags,
+                                              *shape_flags(chosen_grid)])
     tokenizer, text, held_out, fingerprint = prepare(corpus, run.tokenizer, shape.vocab_size)
-    runs = plan(claims, grid, range(seeds), flags, ROOT / "runs" / name, text, fingerprint)
+    claims = [claim for claim in CLAIMS if claim.id in chosen]
+    refused = {claim.id: why for claim in claims if (why := too_small(claim, chosen_grid, text))}
+    tested = tuple(claim for claim in claims if claim.id not in refused)
+    runs = plan(tested, chosen_grid, range(seeds), flags, ROOT / "runs" / name, text, fingerprint)
+    if plan_only:
+        return plan_lines(runs)
+    for id, why in refused.items():
+        print(f"{id}: refused, because {why}", flush=True)
     warn_of_other_code([run.out for run in runs.values() if run.done])
     run_all(list(runs.values()), jobs or (1 if device == "cuda" else os.cpu_count() or 1))
 
@@ -241,15 +130,20 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     results = {key: metrics_of(run.out) for key, run in runs.items()}
     found = [exact() for exact in EXACT if exact.__name__ in chosen]
     for claim in claims:
+        if claim.id in refused:
+            found.append(dict(id=claim.id, says=claim.says, verdict="refused",
+                              found=refused[claim.id], published=claim.published))
+            continue
         found.append(judge_claim(claim, results, range(seeds)))
         for arm in arms_of(claim):
             command = shlex.join(["python", *runs[arm, 0].command]).replace(f"{ROOT}/", "")
             found[-1]["arms"][arm.name]["command"] = command
-    about = {"name": name, "preset": preset, "corpus": corpus, "fingerprint": fingerprint,
-             "seeds": list(range(seeds)), "grid": dataclasses.asdict(grid), **machine()}
+    family = {arm: runs[arm, 0] for claim in tested if claim.id == "stack"
+              for arm in arms_of(claim)}
+    about = {"name": name, "grid": dataclasses.asdict(chosen_grid), "corpus": corpus,
+             "fingerprint": fingerprint, "seeds": list(range(seeds)), **machine()}
     return {**about, "left_out": [id for id in ids if id not in chosen], "claims": found,
-            "family": show_family({arm: runs[arm, 0] for claim in claims if claim.id == "stack"
-                                   for arm in arms_of(claim)}, blanks(held_out, tokenizer))}
+            "family": show_family(family, blanks(held_out, tokenizer))}
 
 
 def write_logs(runs: list[Run], path: Path) -> None:

@@ -24,7 +24,8 @@ from minibert.files.run_folder import write_json
 from minibert.losses import soft_target_loss
 from minibert.masking import hash_bits
 from minibert.model import Encoder, initialize
-from minibert.tasks.tasks import TaskData, load_task
+from minibert.tasks.tasks import TASKS, ChoiceData, TaskData, load_task
+from minibert.tasks.zero_shot import zero_shot
 from minibert.tokenizer import load_tokenizer, specials
 from minibert.training import learning_rate, optimizer_groups
 
@@ -55,8 +56,9 @@ class SequenceClassifier(nn.Module):
 def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> dict:
     """Train a classifier on a run's encoder and score it on the task's dev rows, beside floors.
 
-    data: the task where it is read already. With tune.teacher the student is trained twice, with
-    and without its soft targets. Writes metrics.json, predictions.tsv and the classifier to
+    data: the task, if it has been read already. With tune.teacher the student is trained twice,
+    with and without its soft targets. Each seed of tune.seeds gives a score, and their mean is the
+    result. Writes metrics.json, and of the first seed predictions.tsv and the classifier, to
     tune.out; returns the metrics. Raises UserError when task, run or teacher cannot be used.
     """
     out = Path(tune.out)
@@ -83,20 +85,26 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
         beside["teacher"] = data.score(predict(teacher, its_encode, data.dev_texts)
                                        .argmax(1).numpy())
 
-    def learn(soft: Tensor | None) -> SequenceClassifier:
-        model = SequenceClassifier(config, len(data.classes) or 1, tune.seed)
+    def learn(soft: Tensor | None, seed: int) -> SequenceClassifier:
+        model = SequenceClassifier(config, len(data.classes) or 1, seed)
         model.encoder.load_state_dict(pretrained.encoder.state_dict())
-        return train(model.to(device), encode, data, soft, tune)
+        return train(model.to(device), encode, data, soft, dataclasses.replace(tune, seed=seed))
 
+    def judge(model: SequenceClassifier) -> tuple[Tensor, np.ndarray]:
+        logits = predict(model, encode, data.dev_texts)
+        return logits, (logits.argmax(1) if data.classes else logits[:, 0]).numpy()
+
+    seeds = range(tune.seed, tune.seed + tune.seeds)
     if tune.teacher:
-        untaught = predict(learn(None), encode, data.dev_texts)
-        beside["without_teacher"] = data.score(untaught.argmax(1).numpy())
-    model = learn(soft)
-    logits = predict(model, encode, data.dev_texts)
-    guesses = (logits.argmax(1) if data.classes else logits[:, 0]).numpy()
+        untaught = [judge(learn(None, seed))[1] for seed in seeds]
+        beside["without_teacher"] = float(np.mean([data.score(guesses) for guesses in untaught]))
+    models = [learn(soft, seed) for seed in seeds]
+    scores = [data.score(judge(model)[1]) for model in models]
+    model = models[0]
+    logits, guesses = judge(model)
     metrics = {"task": data.name, "metric": data.metric, "dev_rows": len(guesses),
-               "score": data.score(guesses), **data.floors(), **beside, "run": run,
-               "settings": dataclasses.asdict(tune)}
+               "score": float(np.mean(scores)), "scores": scores, **data.floors(), **beside,
+               "run": run, "settings": dataclasses.asdict(tune)}
     if data.classes:
         metrics["accuracy"] = float((guesses == data.dev_labels).mean())
     out.mkdir(parents=True, exist_ok=True)
@@ -120,15 +128,22 @@ def _write_predictions(path: Path, data: TaskData, guesses: np.ndarray,
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def finetune_tasks(run: RunConfig, tasks: dict[str, TaskData]) -> dict[str, dict]:
-    """Fine-tune a saved run on each task, in its own folder; the scores beside their floors."""
+def finetune_tasks(run: RunConfig, tasks: dict[str, TaskData | ChoiceData]) -> dict[str, dict]:
+    """Score a saved run on each task, fine-tuned in a folder of its own where the task has labels.
+    """
     found = {}
     for name, data in tasks.items():
+        if isinstance(data, ChoiceData):
+            metrics = zero_shot(run.out, data, run.device)
+            print(f"{run.out}: {describe(metrics)}", flush=True)
+            found[name] = {key: value for key, value in metrics.items() if key != "task"}
+            continue
         out = Path(run.out) / "tasks" / name
         shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped here
-        # Seed 0 for all runs: what varies between pretraining seeds is then the pretraining.
-        tune = FinetuneConfig(task=name, out=str(out), device=run.device,
-                              max_length=max(64, run.seq_length))
+        # All runs have the same fine-tuning seeds, so what varies between the seeds of pretraining
+        # is the pretraining. Positions beyond run.seq_length have never had a gradient.
+        tune = FinetuneConfig(task=name, out=str(out), device=run.device, seeds=run.task_seeds,
+                              max_length=run.seq_length)
         metrics = finetune(run.out, tune, data)
         print(f"{run.out}: {describe(metrics)}", flush=True)
         found[name] = {key: value for key, value in metrics.items()
@@ -139,6 +154,7 @@ def finetune_tasks(run: RunConfig, tasks: dict[str, TaskData]) -> dict[str, dict
 def describe(metrics: dict) -> str:
     """A task's result in one line."""
     beside = {"majority": "majority", "bag_of_words": "bag of words", "overlap": "word overlap",
+              "bigrams": "pairs of neighbouring words",
               "without_teacher": "without the teacher", "teacher": "the teacher itself"}
     return (f"{metrics['task']}: {metrics['metric']} {metrics['score']:.3f} on "
             f"{metrics['dev_rows']} rows (" + ", ".join(
@@ -156,13 +172,14 @@ def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Ten
     device = next(model.parameters()).device
     labels = torch.from_numpy(data.labels).to(device)
     peak = tune.learning_rate or 5e-5 * 768 / model.config.hidden_size
-    steps = tune.epochs * -(-len(labels) // tune.batch_size)
+    epochs = tune.epochs or TASKS[tune.task].epochs
+    steps = epochs * -(-len(labels) // tune.batch_size)
     schedule = RunConfig(out=tune.out, steps=steps, learning_rate=peak, warmup=tune.warmup)
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=0.0)
     model.train()
     step = 0
     with tqdm(total=steps, desc=tune.task, disable=None, unit="step") as bar:
-        for epoch in range(tune.epochs):
+        for epoch in range(epochs):
             order = hash_bits(tune.seed, "task order", epoch, torch.arange(len(labels))).argsort()
             for rows in order.split(tune.batch_size):
                 torch.manual_seed(hash_bits(tune.seed, "task dropout", step))

@@ -71,7 +71,7 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
         raise UserError(f"{run_folder} has no NSP head; add --no-nsp")
     masker = (masking.StaticMasker(run.static_masks) if run.masking == "static"
               else masking.DynamicMasker())
-    text = text.fraction(run.data_fraction)
+    text = data.training_text(text, run)
     batches = data.Batches(text, run, special, "cpu", masker.copy)
     clean = next(batches)
     inputs, positions, labels = masker(clean.input_ids, clean.index, epoch=clean.epoch,
@@ -105,8 +105,8 @@ def _flags_of(folder: str, recipe: str) -> tuple[list[str], str]:
     if its != recipe:
         raise UserError(f"{folder} is a run of {its}; python -m minibert walk {its} --run {folder}")
     settings = {**about["settings"], **about.get("distill", {})}
-    names = ["corpus", "preset", "seed", "data_fraction", "input_format", "short_seq_prob",
-             "masking", "static_masks", "mask_rate", "whole_word_masking", "seq_length",
+    names = ["corpus", "preset", "seed", "data_fraction", "data_tokens", "input_format",
+             "short_seq_prob", "masking", "static_masks", "mask_rate", "whole_word_masking", "seq_length",
              "batch_size", *(["alpha_kl", "alpha_mlm", "alpha_cos", "temperature"]
                              if its == "distilbert" else ["nsp", "tokenizer"])]
     flags = []

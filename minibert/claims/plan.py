@@ -1,0 +1,185 @@
+"""Plan the claims' arms: each run's command, its folder, and the run that must be there before it."""
+import hashlib
+import importlib
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minibert.claims.claims import Arm, Claim, Grid
+from minibert.claims.judge import arms_of
+from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
+from minibert.data import Text, make_sequences, training_text
+from minibert.files.run_folder import ROOT
+
+
+@dataclass(eq=False)
+class Run:
+    """One arm with one seed: its folder, its command, and the run that must be there before."""
+    arm: Arm
+    seed: int
+    out: Path
+    command: list[str]
+    teacher: "Run | None"
+    cost: float  # relative to the other runs, to estimate the time that is left
+
+    @property
+    def done(self) -> bool:
+        return (self.out / "metrics.json").exists()
+
+    def share(self) -> float:
+        """Return how far the run has come, from 0 to 1, by the last line of its log."""
+        try:
+            log = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+            steps = int(self.command[self.command.index("--steps") + 1])
+            return json.loads(log[-1])["step"] / max(1, steps)
+        except (OSError, ValueError, IndexError, KeyError):
+            return 0.0
+
+
+def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], folder: Path,
+         text: Text, corpus: str) -> dict[tuple[Arm, int], Run]:
+    """Return every run that the claims need, teachers before students.
+
+    flags: what all runs share (the corpus). corpus: its fingerprint, which becomes a part of the
+    folder's name together with the command, so what is finished in a folder is what would be run.
+    An arm that two claims share is one run.
+    """
+    runs: dict[tuple[Arm, int], Run] = {}
+    budgets: dict[Arm, tuple[int, int]] = {}
+    flags = ["--preset", grid.preset, *flags, *grid.flags.split()]
+    run, _ = read_flags("train_roberta", [*flags, *shape_flags(grid)])
+    update = run.batch_size * tokens_in_a_sequence(run, text)
+
+    def add(arm: Arm, seed: int) -> Run:
+        if (arm, seed) in runs:
+            return runs[arm, seed]
+        teacher = add(arm.teacher, seed) if arm.teacher else None
+        first = ["--teacher", str(teacher.out)] if teacher else shape_flags(grid)
+        own = arm.flags.format(layers=grid.layers, half=grid.layers // 2).split()
+        given = [*flags, *first, *own, "--seed", str(seed)]
+        if arm.text:
+            given += ["--data-tokens", str(slice_tokens(arm, grid))]
+        if not arm.tasks:
+            given += ["--tasks", "none"]
+        if arm not in budgets:  # one budget for all seeds
+            its_run, _ = read_flags(arm.script, given)
+            budgets[arm] = budget_for(arm.budget * grid.tokens, update,
+                                      tokens_in_a_sequence(its_run, text))
+        batch, steps = budgets[arm]
+        # Five evaluations, so that the report can say what the last fifth of the steps gained.
+        every = ["--eval-every", str(max(1, -(-steps // 5)))]
+        command = [f"{arm.script}.py", *last_of_each([
+            *every, *given, "--batch-size", str(batch), "--steps", str(steps)])]
+        said = " ".join([corpus, *command]).replace(f"{ROOT}/", "")
+        digest = hashlib.sha256(said.encode()).hexdigest()[:8]
+        name = re.sub(r"\W+", "-", arm.name).strip("-")
+        out = folder / f"{name}-{seed}-{digest}"
+        runs[arm, seed] = Run(arm, seed, out, [*command, "--out", str(out)], teacher,
+                              steps * batch * layers_computed(arm, grid))
+        return runs[arm, seed]
+
+    for claim in claims:
+        for arm in arms_of(claim):
+            for seed in seeds:
+                add(arm, seed)
+    return runs
+
+
+def plan_lines(runs: dict[tuple[Arm, int], Run]) -> str:
+    """Return every run's command as a table for another engine, one a line, separated by tabs.
+
+    The columns are the line's number, the number of the line that must be done before it ("-" where
+    there is none), and the command, which goes on where it was stopped and is not done twice. The
+    environment fixes the threads, because the sums of several threads differ in their last digit.
+    """
+    numbers = {run: number for number, run in enumerate(runs.values(), 1)}
+    lines = []
+    for run, number in numbers.items():
+        before = numbers[run.teacher] if run.teacher else "-"
+        command = shlex.join(["env", "OMP_NUM_THREADS=1", "MINIBERT_PLAIN=1", "python",
+                              *run.command]).replace(f"{ROOT}/", "")
+        lines.append(f"{number}\t{before}\t{command}")
+    return "\n".join(lines)
+
+
+def slice_tokens(arm: Arm, grid: Grid) -> int:
+    """Return how many tokens of text an arm reads again and again; 0 means the whole corpus."""
+    return round(arm.text * grid.tokens)
+
+
+def too_small(claim: Claim, grid: Grid, text: Text) -> str:
+    """Return why a text is too small for a claim; "" where it is not.
+
+    A slice of more than half of the text would leave too little that the other arms see more of.
+    """
+    needed = 2 * max(slice_tokens(arm, grid) for arm in arms_of(claim))
+    if needed <= len(text.tokens):
+        return ""
+    return f"the corpus has {len(text.tokens):,} tokens, and this claim needs {needed:,}"
+
+
+def last_of_each(flags: list[str]) -> list[str]:
+    """Return flags with their values, without those that a later one overrules.
+
+    >>> last_of_each(["--steps", "1", "--no-nsp", "--steps", "2"])
+    ['--no-nsp', '--steps', '2']
+    """
+    found: dict[str, list[str]] = {}
+    for flag in flags:
+        if flag.startswith("--"):
+            found.pop(flag, None)
+            name, found[flag] = flag, []
+        else:
+            found[name].append(flag)
+    return [part for name, values in found.items() for part in (name, *values)]
+
+
+def shape_flags(grid: Grid) -> list[str]:
+    """Return the flags that give a model the grid's shape."""
+    return ["--num-hidden-layers", str(grid.layers), *grid.shape.split()]
+
+
+def layers_computed(arm: Arm, grid: Grid) -> float:
+    """Return how many layers an update of an arm costs, a teacher's forward pass being a third."""
+    if arm.teacher is None:
+        return grid.layers // 2 if "{half}" in arm.flags else grid.layers
+    if "{layers}" in arm.flags:
+        return grid.layers
+    taught = "--alpha-kl 0 --alpha-cos 0" not in arm.flags
+    return grid.layers / 2 + taught * grid.layers / 3
+
+
+def tokens_in_a_sequence(run: RunConfig, text: Text) -> float:
+    """Return the mean number of non-padding tokens in a sequence, in which the formats differ."""
+    spans = make_sequences(training_text(text, run), run.input_format, run.seq_length,
+                           seed=0, copy=0, short_seq_prob=run.short_seq_prob)
+    a, b = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
+    return float((a + b + 2 + (b > 0)).mean())
+
+
+def budget_for(tokens: float, update: float, sequence: float) -> tuple[int, int]:
+    """Return sequences in an update and steps, so that arms see equal tokens in both.
+
+    tokens, update, sequence: non-padding tokens of the whole run, of the base's update, and of one
+    of the arm's sequences.
+    Paper: Liu et al. 2019, section 4.2, changes the batch size for the same reason.
+    >>> budget_for(tokens=8000, update=32 * 25.0, sequence=25.0)
+    (32, 10)
+    >>> budget_for(tokens=8000, update=32 * 25.0, sequence=32.0)
+    (25, 10)
+    >>> budget_for(tokens=0, update=32 * 25.0, sequence=25.0)
+    (32, 0)
+    """
+    batch = max(1, round(update / sequence))
+    return batch, round(tokens / (batch * sequence))
+
+
+def read_flags(script: str, flags: list[str]) -> tuple[RunConfig, Any]:
+    """Return the settings that a script makes of its flags."""
+    module = importlib.import_module(script)
+    other = DistillConfig if script == "distill" else ModelConfig
+    return parse_flags(module.__doc__, module.RECIPE, module.STEPS, other,
+                       argv=[*flags, "--out", "unused"])

@@ -1,0 +1,68 @@
+"""Tasks without training: which of two texts does a masked language model find likelier?
+
+A model that was never fine-tuned has no head to judge with, but it can say how likely each word is
+among the others. Nothing is learned here, so no labels are needed, and no seed adds noise.
+B texts, S sequence, R blanks in all the texts, V vocabulary.
+"""
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from minibert.config import pick_device
+from minibert.files.hub import load_pretrained
+from minibert.model import MaskedLM
+from minibert.tasks.tasks import ChoiceData
+from minibert.tokenizer import specials
+
+BATCH = 16  # choices that are scored at a time
+
+
+def zero_shot(run: str, data: ChoiceData, device: str = "auto") -> dict:
+    """Return how often a run finds the right text likelier, and the scores that need no model.
+
+    run: a run or Hugging Face folder. A tie counts half. Raises UserError when the run cannot be
+    read.
+    """
+    model, tokenizer = load_pretrained(run)
+    model.to(pick_device(device)).eval()
+    tokenizer.enable_truncation(model.config.max_length)
+    won = 0.0
+    for first in range(0, len(data.choices), BATCH):
+        choices = data.choices[first:first + BATCH]
+        right = [scored_positions(one.right, one.scored, tokenizer) for one in choices]
+        wrong = [scored_positions(one.wrong, one.scored, tokenizer) for one in choices]
+        better, worse = (pseudo_log_likelihood(model, texts, tokenizer) for texts in (right, wrong))
+        won += ((better > worse) + 0.5 * (better == worse)).sum().item()
+    return {"task": data.name, "metric": "accuracy", "score": won / len(data.choices),
+            "dev_rows": len(data.choices), **data.floors}
+
+
+def scored_positions(words: list[str], scored: slice, tokenizer: Tokenizer
+                     ) -> tuple[list[int], list[int]]:
+    """Return a text's token ids, special tokens included, and the positions of its scored words."""
+    encoded = tokenizer.encode(words, is_pretokenized=True)
+    wanted = range(len(words))[scored]
+    return encoded.ids, [i for i, word in enumerate(encoded.word_ids) if word in wanted]
+
+
+@torch.no_grad()
+def pseudo_log_likelihood(model: MaskedLM, texts: list[tuple[list[int], list[int]]],
+                          tokenizer: Tokenizer) -> Tensor:
+    """Return for each text the log-probability of its scored tokens, each masked in turn, in nats.
+
+    texts: B times token ids and the positions that are scored. Returns (B,) float32. Each token is
+    predicted from all the others, on both sides, so the sum is not a probability of the text; but
+    it ranks texts well. Paper: Salazar et al. 2020 (arXiv:1910.14659), section 2.
+    """
+    device, special = next(model.parameters()).device, specials(tokenizer)
+    longest = max(len(ids) for ids, _ in texts)
+    padded = torch.tensor([ids + [special.pad] * (longest - len(ids)) for ids, _ in texts])
+    # A copy of the text for each of its blanks.
+    owner = torch.tensor([text for text, (_, positions) in enumerate(texts) for _ in positions])
+    blank = torch.tensor([[at] for _, positions in texts for at in positions], device=device)
+    rows = padded[owner].to(device)  # (R, S)
+    words = rows.gather(1, blank)  # (R, 1)
+    output = model(rows.scatter(1, blank, special.mask), positions=blank,
+                   attention_mask=(rows != special.pad).long())
+    scores = output.mlm_logits[:, 0].float().log_softmax(-1).gather(1, words)[:, 0].cpu()
+    return torch.zeros(len(texts)).index_add(0, owner, scores)
