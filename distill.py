@@ -29,8 +29,8 @@ STEPS = {"tiny": 800, "small": 10_000, "base": 250_000}
 def main() -> None:
     run, distill = parse_flags(__doc__, RECIPE, STEPS, DistillConfig, without=("nsp", "tokenizer"))
     tokenizer = load_tokenizer(Path(distill.teacher) / "tokenizer.json")
-    tokenizer, text, held_out, corpus = prepare(run.corpus, tokenizer=tokenizer)
-    about = {"corpus": corpus, "distill": dataclasses.asdict(distill)}
+    tokenizer, corpus, held_out, fingerprint = prepare(run.corpus, tokenizer=tokenizer)
+    about = {"corpus": fingerprint, "distill": dataclasses.asdict(distill)}
     if finished(run, about):
         return
     tasks = load_tasks(run.tasks, run.task_dir, run.task_rows)
@@ -38,7 +38,7 @@ def main() -> None:
     student, layers = make_student(teacher, distill, run.seed)
     about |= {"model": dataclasses.asdict(student.config), "teacher_layers": layers}
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
-    training = Training(run, student, tokenizer, text, held_out, masker, about)
+    training = Training(run, student, tokenizer, corpus, held_out, masker, about)
     if layers and training.rank == 0:
         print(f"{run.out}: the student starts from the teacher's layers {layers}")
     settings = mask_settings(run, tokenizer, training.device)

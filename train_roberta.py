@@ -10,7 +10,7 @@ from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM
 from minibert.tasks.finetune import finetune_tasks
 from minibert.tasks.tasks import load_tasks
-from minibert.tokenizer import specials
+from minibert.tokenizer import special_ids
 from minibert.training import Training, mask_settings
 
 # Paper: sections 3.1 and 4, and table 9: Adam's beta 2 is 0.98, and gradients are not clipped.
@@ -24,15 +24,15 @@ STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
 
 def main() -> None:
     run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
-    tokenizer, text, held_out, corpus = prepare(run.corpus, run.tokenizer, shape.vocab_size)
-    config = architecture(run, shape, specials(tokenizer).pad)
-    about = {"corpus": corpus, "model": dataclasses.asdict(config)}
+    tokenizer, corpus, held_out, fingerprint = prepare(run.corpus, run.tokenizer, shape.vocab_size)
+    config = architecture(run, shape, special_ids(tokenizer).pad)
+    about = {"corpus": fingerprint, "model": dataclasses.asdict(config)}
     if finished(run, about):
         return
     tasks = load_tasks(run.tasks, run.task_dir, run.task_rows)
     model = MaskedLM(config, run.seed)
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
-    training = Training(run, model, tokenizer, text, held_out, masker, about)
+    training = Training(run, model, tokenizer, corpus, held_out, masker, about)
     settings = mask_settings(run, tokenizer, training.device)
 
     for batch in training:

@@ -23,26 +23,26 @@ from torch import Tensor
 from minibert.config import RunConfig
 from minibert.errors import UserError
 from minibert.masking import hash_bits
-from minibert.tokenizer import Specials, specials
+from minibert.tokenizer import SpecialIds, special_ids
 
 OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
 # After . ! or ? and a space, unless a small letter follows ("e.g. so"); after 。！？ always.
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^\sa-z])|(?<=[。！？])\s*(?=\S)")
 
 
-class Text(NamedTuple):
+class TokenizedCorpus(NamedTuple):
     """Documents as tokens, end to end, with one [SEP] after each document."""
     tokens: np.ndarray  # (T,) uint16 or uint32
     bounds: np.ndarray  # (sentences, 2) int64: where each starts and ends in tokens
     documents: np.ndarray  # (documents + 1,) int64: the first sentence of each, and the end
 
-    def fraction(self, share: float) -> "Text":
+    def fraction(self, share: float) -> "TokenizedCorpus":
         """The first documents, as many as hold this share of the tokens."""
         ends = self.bounds[self.documents[1:] - 1, 1]
         count = 1 + int(np.searchsorted(ends, share * ends[-1]))
         documents = self.documents[:count + 1]
         bounds = self.bounds[:documents[-1]]
-        return Text(self.tokens[:bounds[-1, 1] + 1], bounds, documents)
+        return TokenizedCorpus(self.tokens[:bounds[-1, 1] + 1], bounds, documents)
 
 
 class Batch(NamedTuple):
@@ -108,7 +108,7 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer
     >>> list(tokenize(iter([["it rains", "so"], ["so it rains"]]), reader))
     [([5, 6, 7, 3], [2, 1]), ([7, 5, 6, 3], [3])]
     """
-    sep = specials(tokenizer).sep
+    sep = special_ids(tokenizer).sep
     tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy, to change how it reads
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -122,7 +122,7 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer
             yield [*tokens, sep], [len(sentence) for sentence in sentences]
 
 
-def segment_pairs(text: Text, max_tokens: int, *, seed: int, copy: int,
+def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, copy: int,
                   short_seq_prob: float = 0.1) -> np.ndarray:
     """BERT's pairs: A, and a B that follows it or is from another document, half the time each.
 
@@ -135,14 +135,14 @@ def segment_pairs(text: Text, max_tokens: int, *, seed: int, copy: int,
 
     Two documents of three and two sentences, two tokens each (token 6 is the [SEP] in between):
     >>> bounds = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
-    >>> text = Text(np.arange(12), bounds, np.array([0, 3, 5]))
-    >>> segment_pairs(text, 6, seed=1, copy=0, short_seq_prob=0).tolist()
+    >>> corpus = TokenizedCorpus(np.arange(12), bounds, np.array([0, 3, 5]))
+    >>> segment_pairs(corpus, 6, seed=1, copy=0, short_seq_prob=0).tolist()
     [[0, 4, 4, 6, 0], [7, 9, 0, 4, 1], [9, 11, 2, 6, 1]]
 
     The first pair goes on in its document. The second has a random B, so its own second sentence
     goes back, and becomes the A of the third.
     """
-    bounds, documents = text.bounds.tolist(), text.documents.tolist()
+    bounds, documents = corpus.bounds.tolist(), corpus.documents.tolist()
     last_document = len(documents) - 2
     if last_document < 1:
         raise UserError("segment pairs need at least two documents: the random B comes from "
@@ -190,7 +190,8 @@ def _truncate(a_start: int, a_end: int, b_start: int, b_end: int, max_tokens: in
     return a_start, a_end, b_start, b_end
 
 
-def full_sentences(text: Text, max_tokens: int, *, cross_documents: bool = True) -> np.ndarray:
+def full_sentences(corpus: TokenizedCorpus, max_tokens: int, *, cross_documents: bool = True
+                   ) -> np.ndarray:
     """RoBERTa's blocks: full sentences in order, as many as fit (Liu et al. 2019, section 4.2).
 
     cross_documents: FULL-SENTENCES, which go on into the next document after an extra [SEP];
@@ -199,14 +200,14 @@ def full_sentences(text: Text, max_tokens: int, *, cross_documents: bool = True)
 
     Documents of three and two sentences, two tokens each, and a [SEP] (token 6) in between:
     >>> bounds = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
-    >>> text = Text(np.arange(12), bounds, np.array([0, 3, 5]))
-    >>> full_sentences(text, 5).tolist()  # the second holds 4, 5, [SEP], 7, 8
+    >>> corpus = TokenizedCorpus(np.arange(12), bounds, np.array([0, 3, 5]))
+    >>> full_sentences(corpus, 5).tolist()  # the second holds 4, 5, [SEP], 7, 8
     [[0, 4, 0, 0, 0], [4, 9, 0, 0, 0], [9, 11, 0, 0, 0]]
-    >>> full_sentences(text, 5, cross_documents=False).tolist()
+    >>> full_sentences(corpus, 5, cross_documents=False).tolist()
     [[0, 4, 0, 0, 0], [4, 6, 0, 0, 0], [7, 11, 0, 0, 0]]
     """
-    bounds, blocks = text.bounds.tolist(), []
-    documents = text.documents.tolist()
+    bounds, blocks = corpus.bounds.tolist(), []
+    documents = corpus.documents.tolist()
     block_start = block_end = bounds[0][0]
     for first, end in zip(documents, documents[1:]):
         for i in range(first, end):
@@ -225,25 +226,25 @@ def full_sentences(text: Text, max_tokens: int, *, cross_documents: bool = True)
     return spans[spans[:, 1] > spans[:, 0]]  # some were closed before they held anything
 
 
-def make_sequences(text: Text, input_format: str, seq_length: int, *, seed: int, copy: int,
-                   short_seq_prob: float) -> np.ndarray:
+def make_sequences(corpus: TokenizedCorpus, input_format: str, seq_length: int, *, seed: int,
+                   copy: int, short_seq_prob: float) -> np.ndarray:
     """The sequences of one pass over the text, (N, 5): see `segment_pairs`."""
     if input_format == "segment-pair":  # [CLS] A [SEP] B [SEP]
-        return segment_pairs(text, seq_length - 3, seed=seed, copy=copy,
+        return segment_pairs(corpus, seq_length - 3, seed=seed, copy=copy,
                              short_seq_prob=short_seq_prob)
-    return full_sentences(text, seq_length - 2,  # [CLS] A [SEP]
+    return full_sentences(corpus, seq_length - 2,  # [CLS] A [SEP]
                           cross_documents=input_format == "full-sentences")
 
 
 def assemble(tokens: Tensor, spans: Tensor, index: Tensor, epoch: int, seq_length: int,
-             special: Specials) -> Batch:
+             special: SpecialIds) -> Batch:
     """Sequences `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, padded to seq_length.
 
     tokens: (T,) integer. spans: (B, 5) int64. index: (B,) int64. Returns a Batch.
 
     >>> spans = torch.tensor([[0, 2, 4, 5, 1], [1, 4, 0, 0, 0]])
     >>> batch = assemble(torch.tensor([11, 12, 13, 14, 15]), spans, torch.tensor([0, 1]), 0, 7,
-    ...                  Specials(pad=0, unk=1, cls=2, sep=3, mask=4))
+    ...                  SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4))
     >>> batch.input_ids.tolist()
     [[2, 11, 12, 3, 15, 3, 0], [2, 12, 13, 14, 3, 0, 0]]
     >>> batch.token_type_ids.tolist()
@@ -264,12 +265,13 @@ def assemble(tokens: Tensor, spans: Tensor, index: Tensor, epoch: int, seq_lengt
 class Batches:
     """Batches without end, epoch after epoch; `position` is all there is to save for a resume."""
 
-    def __init__(self, text: Text, run: RunConfig, special: Specials, device: str,
+    def __init__(self, corpus: TokenizedCorpus, run: RunConfig, special: SpecialIds, device: str,
                  copy: Callable[[int], int]):
         """copy: the masker's rule, which copy of the text an epoch shows. Pairs are drawn by it,
         too, so that static masks lie on static pairs, as in BERT's `dupe_factor`."""
-        self.text, self.run, self.special, self.copy = text, run, special, copy
-        self.device, self.tokens = device, torch.from_numpy(text.tokens.astype(np.int32)).to(device)
+        self.corpus, self.run, self.special, self.copy = corpus, run, special, copy
+        self.device = device
+        self.tokens = torch.from_numpy(corpus.tokens.astype(np.int32)).to(device)
         self.position = (0, 0)  # epoch, batches of it that are done
         self._start(0)
 
@@ -287,7 +289,7 @@ class Batches:
 
     def _start(self, epoch: int) -> None:
         run = self.run
-        spans = make_sequences(self.text, run.input_format, run.seq_length, seed=run.seed,
+        spans = make_sequences(self.corpus, run.input_format, run.seq_length, seed=run.seed,
                                copy=self.copy(epoch), short_seq_prob=run.short_seq_prob)
         if len(spans) < run.batch_size:
             raise UserError(f"the text gives {len(spans)} sequences, fewer than one batch of "

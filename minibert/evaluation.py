@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from minibert.config import RunConfig
-from minibert.data import Batch, Text, assemble, make_sequences
+from minibert.data import Batch, TokenizedCorpus, assemble, make_sequences
 from minibert.losses import mlm_loss, soft_target_loss
 from minibert.masking import IGNORE, hash_bits, mask_tokens
 from minibert.model import MaskedLM
-from minibert.tokenizer import specials
+from minibert.tokenizer import special_ids
 
 
-def evaluation_set(held_out: Text, input_format: str, run: RunConfig,
+def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
                    tokenizer: tokenizers.Tokenizer, device: str) -> Batch:
     """The fixed, masked held-out sequences: the same for every run on a corpus, whatever its seed.
 
     As many sequences as hold run.eval_targets targets, or all there are.
     """
-    special = specials(tokenizer)
+    special = special_ids(tokenizer)
     spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, copy=0,
                                             short_seq_prob=0.0))
     order = hash_bits("evaluation", torch.arange(len(spans))).argsort()

@@ -23,19 +23,19 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from minibert.config import RunConfig, pick_device
-from minibert.data import Batch, Batches, Text
+from minibert.data import Batch, Batches, TokenizedCorpus
 from minibert.errors import UserError
 from minibert.evaluation import evaluate, evaluation_set
 from minibert.files.hub import save_pretrained
 from minibert.files.run_folder import open_run, write_json, written_aside
 from minibert.masking import IGNORE, hash_bits
 from minibert.model import MaskedLM
-from minibert.tokenizer import continuations, specials
+from minibert.tokenizer import continuations, special_ids
 
 
 def mask_settings(run: RunConfig, tokenizer: tokenizers.Tokenizer, device: str) -> dict[str, Any]:
     """The arguments of `mask_tokens` that stay the same for a whole run."""
-    special = specials(tokenizer)
+    special = special_ids(tokenizer)
     return dict(seed=run.seed, vocab_size=tokenizer.get_vocab_size(), mask_id=special.mask,
                 special_ids=tuple(special), pad_id=special.pad, rate=run.mask_rate,
                 continues=continuations(tokenizer).to(device) if run.whole_word_masking else None)
@@ -89,7 +89,8 @@ class Training:
     """One run in its folder, from its first step or from its checkpoint on."""
 
     def __init__(self, run: RunConfig, model: MaskedLM, tokenizer: tokenizers.Tokenizer,
-                 text: Text, held_out: Text, masker: Any, about: dict[str, Any]):
+                 corpus: TokenizedCorpus, held_out: TokenizedCorpus, masker: Any,
+                 about: dict[str, Any]):
         """about: what identifies the run besides its settings; written to run.json."""
         self.run, self.out, self.tokenizer = run, Path(run.out), tokenizer
         self.device = pick_device(run.device)
@@ -110,7 +111,7 @@ class Training:
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
         self.window: list[dict[str, Tensor]] = []  # the steps since the last line of the log
         self.terms: dict[str, Tensor] = {}  # the losses of the update in hand
-        self.batches = Batches(text.fraction(run.data_fraction), run, specials(tokenizer),
+        self.batches = Batches(corpus.fraction(run.data_fraction), run, special_ids(tokenizer),
                                self.device, masker.copy)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
                           for kind in ("full-sentences", "segment-pair")}

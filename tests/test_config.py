@@ -17,7 +17,7 @@ from minibert import config  # noqa: E402
 from minibert.config import BUDGETS, SHAPES, parse_flags  # noqa: E402
 from minibert.config import DistillConfig, ModelConfig, RunConfig  # noqa: E402
 from minibert.errors import UserError, run_cli  # noqa: E402
-from minibert.tokenizer import Specials  # noqa: E402
+from minibert.tokenizer import SpecialIds  # noqa: E402
 
 SCRIPTS = {"bert": train_bert, "roberta": train_roberta, "distill": distill}
 # The class that gives a script its further flags, the flags it does not have, the ones it needs.
@@ -45,13 +45,14 @@ def start(script, monkeypatch, *flags):
     return stopped.value.args
 
 
-def model_config(script, monkeypatch, *flags, vocab=Specials(pad=0, unk=1, cls=2, sep=3, mask=4)):
+def model_config(script, monkeypatch, *flags,
+                 vocab=SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)):
     """The ModelConfig that main() builds of the command line, without a corpus."""
     def stop(shape, seed):
         raise Stop(shape)
 
     monkeypatch.setattr(SCRIPTS[script], "prepare", lambda *arguments: (None, None, None, ""))
-    monkeypatch.setattr(SCRIPTS[script], "specials", lambda tokenizer: vocab)
+    monkeypatch.setattr(SCRIPTS[script], "special_ids", lambda tokenizer: vocab)
     monkeypatch.setattr(SCRIPTS[script], "MaskedLM", stop)
     preset = [] if "--preset" in flags else ["--preset", "tiny"]
     monkeypatch.setattr(sys, "argv", ["script.py", *NEEDED[script], *preset, "--tasks", "none",
@@ -191,7 +192,7 @@ def test_scripts_build_their_architecture(monkeypatch):
     bert = model_config("bert", monkeypatch)
     assert (bert.model_type, bert.next_sentence, bert.type_vocab_size) == ("bert", True, 2)
     assert not model_config("bert", monkeypatch, "--no-nsp").next_sentence
-    vocab = Specials(pad=7, unk=1, cls=2, sep=3, mask=4)
+    vocab = SpecialIds(pad=7, unk=1, cls=2, sep=3, mask=4)
     roberta = model_config("roberta", monkeypatch, vocab=vocab)
     assert (roberta.model_type, roberta.next_sentence) == ("roberta", False)
     assert (roberta.type_vocab_size, roberta.pad_token_id) == (1, 7)
@@ -362,7 +363,8 @@ def test_bad_settings_end_in_one_line(script, flags, expected, monkeypatch, caps
         monkeypatch.setattr(distill, "load_pretrained", go_on)
     else:
         monkeypatch.setattr(SCRIPTS[script], "prepare", lambda *arguments: (None, None, None, ""))
-        monkeypatch.setattr(SCRIPTS[script], "specials", lambda tokenizer: Specials(0, 1, 2, 3, 4))
+        monkeypatch.setattr(SCRIPTS[script], "special_ids",
+                            lambda tokenizer: SpecialIds(0, 1, 2, 3, 4))
         monkeypatch.setattr(SCRIPTS[script], "MaskedLM", go_on)
     monkeypatch.setattr(sys, "argv", ["script.py", *NEEDED[script], "--preset", "tiny",
                                       *flags.split()])

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from minibert.config import RunConfig
-from minibert.data import (Batches, Text, assemble, full_sentences, make_sequences, read_documents,
-                           segment_pairs, sentences_of)
+from minibert.data import (Batches, TokenizedCorpus, assemble, full_sentences, make_sequences,
+                           read_documents, segment_pairs, sentences_of)
 from minibert.errors import UserError
 from minibert.masking import DynamicMasker, StaticMasker
-from minibert.tokenizer import Specials
+from minibert.tokenizer import SpecialIds
 
-SPECIAL = Specials(pad=0, unk=1, cls=2, sep=3, mask=4)
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
 def make_text(*documents):
-    """A Text of documents given as the lengths of their sentences; token i is 10 + i."""
+    """A corpus of documents given as the lengths of their sentences; token i is 10 + i."""
     bounds, first, end = [], [0], 0
     separators = []
     for lengths in documents:
@@ -32,7 +32,7 @@ def make_text(*documents):
         end += 1
     tokens = np.arange(10, 10 + end, dtype=np.uint16)
     tokens[separators] = SPECIAL.sep
-    return Text(tokens, np.array(bounds), np.array(first))
+    return TokenizedCorpus(tokens, np.array(bounds), np.array(first))
 
 
 def random_text(seed, longest=12):

@@ -19,7 +19,7 @@ import distill  # noqa: E402
 from minibert.config import DistillConfig  # noqa: E402
 from minibert.errors import UserError  # noqa: E402
 from minibert.files.hub import load_pretrained, save_pretrained  # noqa: E402
-from minibert.tokenizer import specials, train_tokenizer  # noqa: E402
+from minibert.tokenizer import special_ids, train_tokenizer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ BOTH = pytest.mark.parametrize("where", ["predicted", "all"])
 def test_both_models_read_the_same_corrupted_input(run, where):
     """Would catch trap 31: a teacher that is given the clean text, or another mask."""
     seen = run("--distill-positions", where)
-    mask_id = specials(seen.tokenizer).mask
+    mask_id = special_ids(seen.tokenizer).mask
     assert len(seen.teacher_calls) == len(seen.student_calls) == 2
     for teacher, student in zip(seen.teacher_calls, seen.student_calls):
         assert teacher.ids is student.ids and (teacher.ids == mask_id).any()

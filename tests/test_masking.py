@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker, hash_bits, mask_tokens
-from minibert.tokenizer import continuations, specials, train_tokenizer
+from minibert.tokenizer import continuations, special_ids, train_tokenizer
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = tuple(range(5))
 VOCAB = 50
@@ -404,7 +404,7 @@ def test_whole_words_of_both_tokenizers(kind, vocab_size):
     """Would catch: byte-level BPE's marks, which start a word, read like WordPiece's (trap 42)."""
     sentence = "an unbelievably long afternoon passed over the unremarkable northern harbour town"
     tokenizer = train_tokenizer(lambda: [sentence] * 3, kind, vocab_size)
-    encoding, special = tokenizer.encode(sentence), specials(tokenizer)
+    encoding, special = tokenizer.encode(sentence), special_ids(tokenizer)
     ids = torch.tensor([encoding.ids] * 300)
     assert len(encoding.ids) > 3 + len(sentence.split())  # there are words of several pieces
     _, positions, labels = mask_tokens(

@@ -22,7 +22,7 @@ from minibert.files.run_folder import written_aside
 from minibert.losses import mlm_loss
 from minibert.masking import IGNORE, DynamicMasker, mask_tokens
 from minibert.model import Block, MaskedLM
-from minibert.tokenizer import specials
+from minibert.tokenizer import special_ids
 from minibert.training import Training, learning_rate, optimizer_groups
 
 RUN = RunConfig(out="-", steps=100, warmup=0.1, learning_rate=1e-3)
@@ -114,7 +114,7 @@ def test_trap_39_tokens_are_no_padding(toy_text, tmp_path, run_script):
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     run = RunConfig(**about["settings"])
     tokenizer, text, _, _ = prepare(run.corpus, run.tokenizer, 70)
-    batches = Batches(text, run, specials(tokenizer), "cpu", DynamicMasker().copy)
+    batches = Batches(text, run, special_ids(tokenizer), "cpu", DynamicMasker().copy)
     tokens = sum(int((next(batches).input_ids != 0).sum()) for _ in range(12))
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["tokens"] == log(tmp_path / "run")[-2]["tokens"] == tokens < 12 * 8 * 16

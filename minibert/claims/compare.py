@@ -25,7 +25,7 @@ from minibert.claims.exact import EXACT, forward_seconds
 from minibert.claims.judge import arms_of, interval, judge_claim, metrics_of
 from minibert.config import (DistillConfig, ModelConfig, RunConfig, parse_flags, pick_device,
                              pick_preset)
-from minibert.data import Text, make_sequences
+from minibert.data import TokenizedCorpus, make_sequences
 from minibert.errors import UserError
 from minibert.files.corpus import prepare
 from minibert.files.hub import load_pretrained
@@ -58,7 +58,7 @@ class Run:
 
 
 def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], folder: Path,
-         text: Text, corpus: str) -> dict[tuple[Arm, int], Run]:
+         text: TokenizedCorpus, corpus: str) -> dict[tuple[Arm, int], Run]:
     """Every run that the claims need, teachers before students; an arm of two claims is one run.
 
     flags: what all runs share (corpus, preset). corpus: its fingerprint, for the folder's name:
@@ -121,7 +121,7 @@ def shape_flags(grid: Grid) -> list[str]:
     return ["--num-hidden-layers", str(grid.layers), *grid.shape.split()]
 
 
-def tokens_in_a_sequence(run: RunConfig, text: Text) -> float:
+def tokens_in_a_sequence(run: RunConfig, text: TokenizedCorpus) -> float:
     """How many tokens of a sequence are no padding, on average: formats differ in that."""
     spans = make_sequences(text.fraction(run.data_fraction), run.input_format, run.seq_length,
                            seed=0, copy=0, short_seq_prob=run.short_seq_prob)

@@ -13,7 +13,8 @@ from typing import BinaryIO
 import numpy as np
 from tokenizers import Tokenizer
 
-from minibert.data import SENTENCE_END, Text, read_documents, sentences_of, text_files, tokenize
+from minibert.data import (SENTENCE_END, TokenizedCorpus, read_documents, sentences_of, text_files,
+                           tokenize)
 from minibert.errors import UserError
 from minibert.masking import hash_bits
 from minibert.tokenizer import load_tokenizer, train_tokenizer
@@ -24,14 +25,15 @@ VOCABULARY_TEXT = 20_000_000  # characters that a vocabulary is learned from: a 
 
 
 def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
-            tokenizer: Tokenizer | None = None) -> tuple[Tokenizer, Text, Text, str]:
+            tokenizer: Tokenizer | None = None
+            ) -> tuple[Tokenizer, TokenizedCorpus, TokenizedCorpus, str]:
     """The corpus as the tokenizer, the training text, the held-out text and a fingerprint.
 
     corpus: the name of a script in data/, or a path. tokenizer: None trains one of this kind and
     size on the training text. What was prepared before is read, as long as neither text nor
     tokenizer changed. Raises UserError when there is no such text, or too little of it.
     """
-    path = text_of(corpus)
+    path = corpus_path(corpus)
     fingerprint = _fingerprint(path, tokenizer.to_str() if tokenizer else f"{kind} {vocab_size}")
     prepared = Path(os.environ.get("MINIBERT_PREPARED", DATA / "prepared"))
     folder = prepared / f"{path.name.split('.')[0]}-{fingerprint[:12]}"
@@ -46,8 +48,8 @@ def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
                 raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return (load_tokenizer(folder / "tokenizer.json"), load_text(folder, "train"),
-            load_text(folder, "held-out"), fingerprint)
+    return (load_tokenizer(folder / "tokenizer.json"), load_corpus(folder, "train"),
+            load_corpus(folder, "held-out"), fingerprint)
 
 
 def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
@@ -72,7 +74,7 @@ def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
 
 def _write_arrays(documents: Iterator[tuple[list[int], list[int]]], folder: Path,
                   order: np.ndarray, held_out: int, dtype: type) -> None:
-    """Write what `tokenize` yields as two Texts: "held-out", the first of `order`, and "train".
+    """Write what `tokenize` yields as two corpora: "held-out", the first of `order`, and "train".
 
     order: (documents,) int64, a permutation. The tokens pass through a file, not the memory.
     """
@@ -87,13 +89,13 @@ def _write_arrays(documents: Iterator[tuple[list[int], list[int]]], folder: Path
             staged.write(np.array(tokens, dtype).tobytes())
     counts, sizes = np.array(counts, np.int64), np.array(sizes, np.int64)
     firsts, starts = counts.cumsum() - counts, sizes.cumsum() - sizes
-    for part, chosen in (("held-out", order[:held_out]), ("train", order[held_out:])):
+    for split, chosen in (("held-out", order[:held_out]), ("train", order[held_out:])):
         chosen = chosen[counts[chosen] > 0]
         if not len(chosen):
             raise UserError("too few documents hold any text; add some, with a blank line between")
         with open(folder / "staged", "rb") as staged, \
-                open(folder / f"{part}.tokens.npy", "wb") as tokens, \
-                open(folder / f"{part}.bounds.npy", "wb") as bounds:
+                open(folder / f"{split}.tokens.npy", "wb") as tokens, \
+                open(folder / f"{split}.bounds.npy", "wb") as bounds:
             _npy_header(tokens, dtype, int(sizes[chosen].sum()))
             _npy_header(bounds, np.dtype(np.int64), int(counts[chosen].sum()), 2)
             written = 0
@@ -105,7 +107,7 @@ def _write_arrays(documents: Iterator[tuple[list[int], list[int]]], folder: Path
                 ends = written + own.cumsum()
                 bounds.write(np.stack([ends - own, ends], 1).tobytes())
                 written += sizes[document]
-        np.save(folder / f"{part}.documents.npy", np.append(0, counts[chosen].cumsum()))
+        np.save(folder / f"{split}.documents.npy", np.append(0, counts[chosen].cumsum()))
     (folder / "staged").unlink()
 
 
@@ -115,9 +117,10 @@ def _npy_header(file: BinaryIO, dtype: np.dtype, *shape: int) -> None:
                                                 "shape": shape})
 
 
-def load_text(folder: Path, part: str) -> Text:
-    """The "train" or "held-out" part of what `_write_arrays` wrote; the arrays stay on disk."""
-    return Text(*(np.load(folder / f"{part}.{name}.npy", mmap_mode="r") for name in Text._fields))
+def load_corpus(folder: Path, split: str) -> TokenizedCorpus:
+    """The "train" or "held-out" split of what `_write_arrays` wrote; the arrays stay on disk."""
+    return TokenizedCorpus(*(np.load(folder / f"{split}.{name}.npy", mmap_mode="r")
+                             for name in TokenizedCorpus._fields))
 
 
 def document_order(count: int) -> np.ndarray:
@@ -130,7 +133,7 @@ def held_out_documents(count: int) -> set[int]:
     return set(document_order(count)[:max(2, round(HELD_OUT * count))].tolist())
 
 
-def text_of(corpus: str) -> Path:
+def corpus_path(corpus: str) -> Path:
     """The file or folder of a corpus; a name's script in data/ makes it where it is not there."""
     names = {file.stem for file in DATA.glob("*.py")
              if file.stem != "download" and not file.stem.startswith("tasks_")}

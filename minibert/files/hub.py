@@ -17,7 +17,7 @@ from minibert.config import ModelConfig
 from minibert.errors import UserError
 from minibert.files.run_folder import write_json
 from minibert.model import MaskedLM
-from minibert.tokenizer import load_tokenizer, specials
+from minibert.tokenizer import load_tokenizer, special_ids
 
 _BERT_ENCODER = {
     "encoder.embeddings.word": "embeddings.word_embeddings",
@@ -102,7 +102,7 @@ def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -
     architecture = "BertForPreTraining" if config.next_sentence else {
         "bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM",
         "distilbert": "DistilBertForMaskedLM"}[config.model_type]
-    special = specials(tokenizer)
+    special = special_ids(tokenizer)
     fields |= {"architectures": [architecture], "tie_word_embeddings": True,
                "bos_token_id": special.cls, "eos_token_id": special.sep}
     if config.model_type == "distilbert":

@@ -25,7 +25,7 @@ from minibert.losses import soft_target_loss
 from minibert.masking import hash_bits
 from minibert.model import Encoder, initialize
 from minibert.tasks.tasks import TaskData, load_task
-from minibert.tokenizer import load_tokenizer, specials
+from minibert.tokenizer import load_tokenizer, special_ids
 from minibert.training import learning_rate, optimizer_groups
 
 
@@ -186,7 +186,7 @@ def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Ten
 
 def encoder_of(tokenizer: Tokenizer, max_length: int, device: str) -> Callable:
     """From rows of one or two texts to padded inputs of a model, each cut to max_length."""
-    pad = specials(tokenizer).pad
+    pad = special_ids(tokenizer).pad
     tokenizer.enable_truncation(max_length)
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
 

@@ -21,18 +21,18 @@ import torch
 from torch import nn
 
 from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device
-from minibert.data import Batches, Text
+from minibert.data import Batches, TokenizedCorpus
 from minibert.errors import UserError
-from minibert.files.corpus import DATA, text_of
+from minibert.files.corpus import DATA, corpus_path
 from minibert.files.run_folder import machine
 from minibert.losses import cosine_loss, mlm_loss, nsp_loss, soft_target_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import Encoder, MaskedLM
-from minibert.tokenizer import Specials
+from minibert.tokenizer import SpecialIds
 from minibert.tools.peers import torch_step, transformers_step
 from minibert.training import autocast, optimizer_groups
 
-SPECIAL = Specials(pad=0, unk=1, cls=2, sep=3, mask=4)
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
 @dataclass
@@ -81,11 +81,11 @@ def flops_of(config: ModelConfig, B: int, S: int, M: int, training: bool = True)
     return B * (full * (config.num_hidden_layers - 1) + last + head) * (3 if training else 1)
 
 
-def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> Text:
+def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> TokenizedCorpus:
     """Long documents of sentences of one length, so that hardly a place is padding."""
     starts = np.arange(sentences) * sentence + np.arange(sentences) // 200
     tokens = np.random.default_rng(0).integers(5, vocab_size, int(starts[-1]) + sentence + 1)
-    return Text(tokens.astype(np.uint16), np.stack([starts, starts + sentence], 1),
+    return TokenizedCorpus(tokens.astype(np.uint16), np.stack([starts, starts + sentence], 1),
                 np.arange(0, sentences + 1, 200))
 
 
@@ -260,7 +260,7 @@ def growth(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
 def corpus(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     """Preparing 1, 10 and 100 MB of text, each in a process of its own: time and, on Linux, the
     highest memory. The text is `pydocs` again and again."""
-    documents = text_of("pydocs").read_text(encoding="utf-8").split("\n\n")
+    documents = corpus_path("pydocs").read_text(encoding="utf-8").split("\n\n")
     found = []
     for megabytes in (1, 10, 100):
         with tempfile.TemporaryDirectory() as folder:

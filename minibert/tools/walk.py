@@ -52,7 +52,7 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
     given = load_pretrained(run_folder or teacher_folder) if run_folder or teacher_folder else None
     reader, text, _, _ = corpus.prepare(run.corpus, run.tokenizer, shape.vocab_size,
                                         given and given[1])
-    special = tokenizer.specials(reader)
+    special = tokenizer.special_ids(reader)
     maker = importlib.import_module("train_bert") if distills else script  # a new teacher is a BERT
     new = lambda: model.MaskedLM(maker.architecture(run, shape, special.pad), run.seed)
     teacher, net, weights = None, given and given[0], run_folder
@@ -117,9 +117,9 @@ def _flags_of(folder: str, recipe: str) -> tuple[list[str], str]:
     return flags, settings.get("teacher", "")
 
 
-def _text(name: str, text: data.Text, reader: tokenizers.Tokenizer) -> list[str]:
+def _text(name: str, text: data.TokenizedCorpus, reader: tokenizers.Tokenizer) -> list[str]:
     """The corpus, by its first sentence."""
-    first = data.sentences_of(next(data.read_documents(corpus.text_of(name))))[0]
+    first = data.sentences_of(next(data.read_documents(corpus.corpus_path(name))))[0]
     ids = next(data.tokenize(iter([[first]]), reader))[0]
     return [
         *_station("text", data.read_documents, f"{len(text.documents) - 1:,} documents to train "
@@ -129,7 +129,7 @@ def _text(name: str, text: data.Text, reader: tokenizers.Tokenizer) -> list[str]
                   " ".join(_names(ids, reader)))]
 
 
-def _sequences(batch: data.Batch, batches: data.Batches, text: data.Text,
+def _sequences(batch: data.Batch, batches: data.Batches, text: data.TokenizedCorpus,
                reader: tokenizers.Tokenizer, input_format: str) -> list[str]:
     """From tokens to the batch, by its first sequence."""
     a_start, a_end, b_start, b_end, is_random = batches.spans[batch.index[0]].tolist()
@@ -155,7 +155,7 @@ def _sequences(batch: data.Batch, batches: data.Batches, text: data.Text,
 def _mask(batch: data.Batch, reader: tokenizers.Tokenizer) -> list[str]:
     used = batch.labels != IGNORE
     shown = batch.input_ids.gather(1, batch.positions)[used]
-    masked = int((shown == tokenizer.specials(reader).mask).sum())
+    masked = int((shown == tokenizer.special_ids(reader).mask).sum())
     kept = int((shown == batch.labels[used]).sum())
     return _station(
         "mask", masking.mask_tokens, f"{len(shown):,} of {int(batch.attention_mask.sum()):,} "
@@ -230,7 +230,7 @@ def _loss(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None", b
 
 
 def _names(ids: Any, reader: tokenizers.Tokenizer) -> list[str]:
-    pad = tokenizer.specials(reader).pad
+    pad = tokenizer.special_ids(reader).pad
     return [reader.id_to_token(int(id)) for id in ids if id != pad]
 
 

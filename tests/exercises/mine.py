@@ -24,6 +24,6 @@ def mask_tokens(input_ids, index, *, seed, epoch, vocab_size, mask_id, special_i
     raise NotImplementedError("write mask_tokens in tests/exercises/mine.py")
 
 
-def segment_pairs(text, max_tokens, *, seed, copy, short_seq_prob=0.1):
+def segment_pairs(corpus, max_tokens, *, seed, copy, short_seq_prob=0.1):
     """minibert/data.py: BERT's pairs; draw with random.Random as the docstring's example does."""
     raise NotImplementedError("write segment_pairs in tests/exercises/mine.py")

@@ -13,18 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minibert import ModelConfig, load_pretrained, save_pretrained
-from minibert.data import (Text, full_sentences, read_documents, segment_pairs, sentences_of,
-                           tokenize)
+from minibert.data import (TokenizedCorpus, full_sentences, read_documents, segment_pairs,
+                           sentences_of, tokenize)
 from minibert.errors import UserError
 from minibert.masking import IGNORE, mask_tokens
 from minibert.model import MaskedLM
 from minibert.tasks.finetune import load_classifier
 from minibert.tasks.tasks import TASKS, read_task
-from minibert.tokenizer import Specials, train_tokenizer
+from minibert.tokenizer import SpecialIds, train_tokenizer
 
 MANY = settings(max_examples=300, deadline=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture])
-SPECIAL = Specials(pad=0, unk=1, cls=2, sep=3, mask=4)
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_training_on_hostile_text(name, alone, toy_text, tmp_path):
 
 @st.composite
 def a_text(draw):
-    """A Text of made-up lengths, with tokens from 5 up and [SEP] after each document."""
+    """A corpus of made-up lengths, with tokens from 5 up and [SEP] after each document."""
     documents = draw(st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=6), min_size=2,
                               max_size=6))
     tokens, bounds, firsts = [], [], [0]
@@ -119,7 +119,7 @@ def a_text(draw):
             tokens += range(5 + len(tokens), 5 + len(tokens) + length)
         tokens.append(SPECIAL.sep)
         firsts.append(len(bounds))
-    return Text(np.array(tokens, np.uint16), np.array(bounds), np.array(firsts))
+    return TokenizedCorpus(np.array(tokens, np.uint16), np.array(bounds), np.array(firsts))
 
 
 @MANY
