@@ -30,15 +30,15 @@ def main() -> None:
     run, distill = parse_flags(__doc__, RECIPE, STEPS, DistillConfig, without=("nsp", "tokenizer"))
     tokenizer = load_tokenizer(Path(distill.teacher) / "tokenizer.json")
     tokenizer, corpus, held_out, fingerprint = prepare(run.corpus, tokenizer=tokenizer)
-    about = {"corpus": fingerprint, "distill": dataclasses.asdict(distill)}
-    if finished(run, about):
+    metadata = {"corpus_fingerprint": fingerprint, "distill": dataclasses.asdict(distill)}
+    if finished(run, metadata):
         return
     tasks = load_tasks(run.tasks, run.task_dir, run.task_rows)
     teacher, _ = load_pretrained(distill.teacher)
     student, layers = make_student(teacher, distill, run.seed)
-    about |= {"model": dataclasses.asdict(student.config), "teacher_layers": layers}
+    metadata |= {"model": dataclasses.asdict(student.config), "teacher_layers": layers}
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
-    training = Training(run, student, tokenizer, corpus, held_out, masker, about)
+    training = Training(run, student, tokenizer, corpus, held_out, masker, metadata)
     if layers and training.rank == 0:
         print(f"{run.out}: the student starts from the teacher's layers {layers}")
     settings = mask_settings(run, tokenizer, training.device)

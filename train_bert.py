@@ -23,13 +23,13 @@ def main() -> None:
     run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
     tokenizer, corpus, held_out, fingerprint = prepare(run.corpus, run.tokenizer, shape.vocab_size)
     config = architecture(run, shape, special_ids(tokenizer).pad)
-    about = {"corpus": fingerprint, "model": dataclasses.asdict(config)}
-    if finished(run, about):
+    metadata = {"corpus_fingerprint": fingerprint, "model": dataclasses.asdict(config)}
+    if finished(run, metadata):
         return
     tasks = load_tasks(run.tasks, run.task_dir, run.task_rows)
     model = MaskedLM(config, run.seed)
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
-    training = Training(run, model, tokenizer, corpus, held_out, masker, about)
+    training = Training(run, model, tokenizer, corpus, held_out, masker, metadata)
     settings = mask_settings(run, tokenizer, training.device)
 
     for batch in training:

@@ -90,8 +90,8 @@ class Training:
 
     def __init__(self, run: RunConfig, model: MaskedLM, tokenizer: tokenizers.Tokenizer,
                  corpus: TokenizedCorpus, held_out: TokenizedCorpus, masker: Any,
-                 about: dict[str, Any]):
-        """about: what identifies the run besides its settings; written to run.json."""
+                 metadata: dict[str, Any]):
+        """metadata: what identifies the run besides its settings; written to run.json."""
         self.run, self.out, self.tokenizer = run, Path(run.out), tokenizer
         self.device = pick_device(run.device)
         if run.seq_length > model.config.max_length:
@@ -120,7 +120,7 @@ class Training:
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
             eps=1e-6, fused=True)
         if self.rank == 0:
-            self.lock = open_run(run, about)  # held as long as this object lives
+            self.lock = open_run(run, metadata)  # held as long as this object lives
         self._wait_for_all()
         self._resume()
         self.interrupted = 0

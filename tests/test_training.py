@@ -111,8 +111,8 @@ def test_gradients_are_clipped(limit, toy_text, tmp_path, run_script, monkeypatc
 def test_trap_39_tokens_are_no_padding(toy_text, tmp_path, run_script):
     """Catches a budget in which padding counts: a run would look longer than it is."""
     run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    run = RunConfig(**about["settings"])
+    metadata = json.loads((tmp_path / "run" / "run.json").read_text())
+    run = RunConfig(**metadata["settings"])
     tokenizer, text, _, _ = prepare(run.corpus, run.tokenizer, 70)
     batches = Batches(text, run, special_ids(tokenizer), "cpu", DynamicMasker().copy)
     tokens = sum(int((next(batches).input_ids != 0).sum()) for _ in range(12))
@@ -264,8 +264,9 @@ def test_run_folder_holds_what_a_reader_needs(toy_text, tmp_path, run_script):
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files == {"run.json", "log.jsonl", "metrics.json", "config.json", "pytorch_model.bin",
                      "tokenizer.json", "tokenizer_config.json"}
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert {"settings", "model", "corpus", "versions", "machine", "commit"} <= about.keys()
+    metadata = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {"settings", "model", "corpus_fingerprint", "versions", "machine",
+            "commit"} <= metadata.keys()
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     lines = [line for line in log(tmp_path / "run") if "loss" in line]
     assert [line["step"] for line in lines] == [3, 6, 9, 12]
@@ -294,8 +295,8 @@ def test_edited_code_is_not_passed_off_as_the_same(toy_text, tmp_path, run_scrip
     run_script("train_roberta", *flags)
     run_script("train_roberta", *flags)
     assert "other code" not in capsys.readouterr().err
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**about, "code": "0123456789ab"}))
+    metadata = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**metadata, "code": "0123456789ab"}))
     run_script("train_roberta", *flags)
     assert "1 of 1 runs there" in capsys.readouterr().err
 

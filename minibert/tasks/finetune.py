@@ -70,8 +70,8 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
     encode = encoder_of(tokenizer, min(tune.max_length, config.max_length), device)
     soft, beside = None, {}
     if tune.teacher:
-        teacher, its_tokenizer, about = load_classifier(tune.teacher)
-        classes = about["classes"]
+        teacher, its_tokenizer, metadata = load_classifier(tune.teacher)
+        classes = metadata["classes"]
         if classes != data.classes or not classes:
             raise UserError(f"the teacher {tune.teacher} tells {', '.join(classes) or 'values'} "
                             f"apart, {tune.task} has {', '.join(data.classes) or 'values'}; use a "
@@ -214,9 +214,10 @@ def load_classifier(folder: str) -> tuple[SequenceClassifier, Tokenizer, dict]:
     """
     path = Path(folder)
     try:
-        about = json.loads((path / "classifier.json").read_text(encoding="utf-8"))
-        config, classes = ModelConfig(**about["model"]), [str(name) for name in about["classes"]]
-        about |= {name: int(about[name]) for name in ("texts", "max_length")}
+        metadata = json.loads((path / "classifier.json").read_text(encoding="utf-8"))
+        config = ModelConfig(**metadata["model"])
+        classes = [str(name) for name in metadata["classes"]]
+        metadata |= {name: int(metadata[name]) for name in ("texts", "max_length")}
     except FileNotFoundError:
         raise UserError(f"{folder} has no classifier; make one with python -m minibert finetune") \
             from None
@@ -230,7 +231,7 @@ def load_classifier(folder: str) -> tuple[SequenceClassifier, Tokenizer, dict]:
     except RuntimeError as error:
         raise UserError(f"{path}/classifier.pt does not fit classifier.json "
                         f"({str(error).splitlines()[-1].strip()}); fine-tune again") from None
-    return model, load_tokenizer(path / "tokenizer.json"), about
+    return model, load_tokenizer(path / "tokenizer.json"), metadata
 
 
 def classify(folder: str, texts: list[tuple[str, ...]]) -> str:
@@ -240,14 +241,14 @@ def classify(folder: str, texts: list[tuple[str, ...]]) -> str:
     """
     if not texts:
         raise UserError("there is no text to judge; give one, or lines on stdin")
-    model, tokenizer, about = load_classifier(folder)
-    count, classes = about["texts"], about["classes"]
+    model, tokenizer, metadata = load_classifier(folder)
+    count, classes = metadata["texts"], metadata["classes"]
     for row in texts:
         if len(row) != count:
             raise UserError(f"{folder} judges {count} text{'s' * (count > 1)} at a "
                             f"time, not {len(row)}; give a pair as two arguments, or as a line "
                             "with a tab between them")
-    encode = encoder_of(tokenizer, min(about["max_length"], model.config.max_length), "cpu")
+    encode = encoder_of(tokenizer, min(metadata["max_length"], model.config.max_length), "cpu")
     logits = predict(model, encode, texts)
     if not classes:
         return "\n".join(f"{' | '.join(row)}\n  {value:.3f}"

@@ -100,11 +100,11 @@ def _flags_of(folder: str, recipe: str) -> tuple[list[str], str]:
     folder without run.json. Raises UserError when it is a run of another recipe."""
     if not (Path(folder) / "run.json").exists():
         return [], ""
-    about = read_json(Path(folder) / "run.json", "")
-    its = "distilbert" if "distill" in about else about["model"]["model_type"]
+    metadata = read_json(Path(folder) / "run.json", "")
+    its = "distilbert" if "distill" in metadata else metadata["model"]["model_type"]
     if its != recipe:
         raise UserError(f"{folder} is a run of {its}; python -m minibert walk {its} --run {folder}")
-    settings = {**about["settings"], **about.get("distill", {})}
+    settings = {**metadata["settings"], **metadata.get("distill", {})}
     names = ["corpus", "preset", "seed", "data_fraction", "input_format", "short_seq_prob",
              "masking", "static_masks", "mask_rate", "whole_word_masking", "seq_length",
              "batch_size", *(["alpha_kl", "alpha_mlm", "alpha_cos", "temperature"]

@@ -265,8 +265,8 @@ def test_every_classifier_is_used_or_refused(change, folder, tmp_path):
     run.mkdir(exist_ok=True)
     model = {"vocab_size": 270, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8,
              "num_attention_heads": 2, "max_position_embeddings": 16, "next_sentence": False}
-    about = {"classes": ["a", "b"], "texts": 1, "max_length": 16, "model": model}
-    (run / "classifier.json").write_text(json.dumps({**about, **change}))
+    metadata = {"classes": ["a", "b"], "texts": 1, "max_length": 16, "model": model}
+    (run / "classifier.json").write_text(json.dumps({**metadata, **change}))
     shutil.copy(folder / "tokenizer.json", run)
     torch.save({}, run / "classifier.pt")
     with pytest.raises(UserError):
