@@ -20,9 +20,10 @@ STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
 
 
 def main() -> None:
-    run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
-    tokenizer, corpus, held_out, fingerprint = prepare(run.corpus, run.tokenizer, shape.vocab_size)
-    config = architecture(run, shape, special_ids(tokenizer).pad)
+    run, base_config = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
+    tokenizer, corpus, held_out, fingerprint = prepare(run.corpus, run.tokenizer,
+                                                       base_config.vocab_size)
+    config = make_model_config(run, base_config, special_ids(tokenizer).pad)
     metadata = {"corpus_fingerprint": fingerprint, "model": dataclasses.asdict(config)}
     if finished(run, metadata):
         return
@@ -53,10 +54,10 @@ def main() -> None:
     training.finish(finetune_tasks(run, tasks))
 
 
-def architecture(run: RunConfig, shape: ModelConfig, pad: int) -> ModelConfig:
-    """BERT of this shape; pad: the tokenizer's padding token."""
-    return dataclasses.replace(shape, model_type="bert", next_sentence=run.nsp, type_vocab_size=2,
-                               pad_token_id=pad)
+def make_model_config(run: RunConfig, base_config: ModelConfig, pad_token_id: int) -> ModelConfig:
+    """BERT with the sizes of base_config; pad_token_id: the tokenizer's padding token."""
+    return dataclasses.replace(base_config, model_type="bert", next_sentence=run.nsp,
+                               type_vocab_size=2, pad_token_id=pad_token_id)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
 
 
 def main() -> None:
-    run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
-    tokenizer, corpus, held_out, fingerprint = prepare(run.corpus, run.tokenizer, shape.vocab_size)
-    config = architecture(run, shape, special_ids(tokenizer).pad)
+    run, base_config = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
+    tokenizer, corpus, held_out, fingerprint = prepare(run.corpus, run.tokenizer,
+                                                       base_config.vocab_size)
+    config = make_model_config(run, base_config, special_ids(tokenizer).pad)
     metadata = {"corpus_fingerprint": fingerprint, "model": dataclasses.asdict(config)}
     if finished(run, metadata):
         return
@@ -56,16 +57,17 @@ def main() -> None:
     training.finish(finetune_tasks(run, tasks))
 
 
-def architecture(run: RunConfig, shape: ModelConfig, pad: int) -> ModelConfig:
-    """RoBERTa of this shape; pad: the tokenizer's padding token."""
+def make_model_config(run: RunConfig, base_config: ModelConfig, pad_token_id: int) -> ModelConfig:
+    """RoBERTa with the sizes of base_config; pad_token_id: the tokenizer's padding token."""
     if run.nsp:  # pairs and their head are BERT's
-        return dataclasses.replace(shape, model_type="bert", next_sentence=True, type_vocab_size=2,
-                                   pad_token_id=pad)
+        return dataclasses.replace(base_config, model_type="bert", next_sentence=True,
+                                   type_vocab_size=2, pad_token_id=pad_token_id)
     # One token type is none: a constant row, kept as Hugging Face's RoBERTa has it. And its
     # positions count from pad + 1, so its table has as many rows more.
-    return dataclasses.replace(shape, model_type="roberta", next_sentence=False, type_vocab_size=1,
-                               pad_token_id=pad,
-                               max_position_embeddings=shape.max_position_embeddings + pad + 1)
+    rows = base_config.max_position_embeddings + pad_token_id + 1
+    return dataclasses.replace(base_config, model_type="roberta", next_sentence=False,
+                               type_vocab_size=1, pad_token_id=pad_token_id,
+                               max_position_embeddings=rows)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_random_text_leaves_no_padding():
 def test_our_step_learns():
     """Catches a step that is timed but moves nothing, with and without a teacher."""
     run = RunConfig(out="none", seq_length=16, batch_size=4)
-    config = bench.shape(TOY)
+    config = bench.model_config(TOY)
     for teacher in (None, MaskedLM(config)):
         models = []
         original = bench.MaskedLM
@@ -86,10 +86,9 @@ def test_our_step_learns():
 def test_parts_and_tables(monkeypatch, capsys, tmp_path):
     """Catches a part that is not timed or not shown, and JSON that the table was not made of."""
     monkeypatch.setattr("minibert.files.run_folder.ROOT", tmp_path)
-    monkeypatch.setitem(ModelConfig.preset.__globals__["SHAPES"], "bert-base", vars(CONFIG)
-                        | dict(vocab_size=30_000, max_position_embeddings=32))
-    monkeypatch.setitem(ModelConfig.preset.__globals__["SHAPES"], "distilbert-base", vars(CONFIG)
-                        | dict(vocab_size=30_000, max_position_embeddings=32))
+    toy = vars(CONFIG) | dict(vocab_size=30_000, max_position_embeddings=32)
+    for name in ("bert-base", "distilbert-base"):
+        monkeypatch.setitem(ModelConfig.preset.__globals__["MODEL_PRESETS"], name, toy)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in vars(TOY).items()
              if name not in ("only", "compile")]
     monkeypatch.setattr(sys, "argv", ["minibert", "bench", *flags, "--name", "toy",

@@ -14,7 +14,7 @@ import distill  # noqa: E402
 import train_bert  # noqa: E402
 import train_roberta  # noqa: E402
 from minibert import config  # noqa: E402
-from minibert.config import BUDGETS, SHAPES, parse_flags  # noqa: E402
+from minibert.config import MODEL_PRESETS, RUN_PRESETS, parse_flags  # noqa: E402
 from minibert.config import DistillConfig, ModelConfig, RunConfig  # noqa: E402
 from minibert.errors import UserError, run_cli  # noqa: E402
 from minibert.tokenizer import SpecialIds  # noqa: E402
@@ -48,8 +48,8 @@ def start(script, monkeypatch, *flags):
 def model_config(script, monkeypatch, *flags,
                  vocab=SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)):
     """The ModelConfig that main() builds of the command line, without a corpus."""
-    def stop(shape, seed):
-        raise Stop(shape)
+    def stop(base_config, seed):
+        raise Stop(base_config)
 
     monkeypatch.setattr(SCRIPTS[script], "prepare", lambda *arguments: (None, None, None, ""))
     monkeypatch.setattr(SCRIPTS[script], "special_ids", lambda tokenizer: vocab)
@@ -179,12 +179,12 @@ def test_every_model_flag_reaches_the_model(script, monkeypatch):
 
 
 @pytest.mark.parametrize("script", ["bert", "roberta"])
-@pytest.mark.parametrize("preset", BUDGETS)
+@pytest.mark.parametrize("preset", RUN_PRESETS)
 def test_every_preset_builds_a_model_for_its_sequences(script, preset, monkeypatch):
     """Would catch: a script that reads a field which only some presets set."""
-    shape = model_config(script, monkeypatch, "--preset", preset)
-    assert shape.max_length >= BUDGETS[preset]["seq_length"]
-    assert shape.hidden_size == SHAPES[preset]["hidden_size"]
+    base_config = model_config(script, monkeypatch, "--preset", preset)
+    assert base_config.max_length >= RUN_PRESETS[preset]["seq_length"]
+    assert base_config.hidden_size == MODEL_PRESETS[preset]["hidden_size"]
 
 
 def test_scripts_build_their_architecture(monkeypatch):
@@ -208,15 +208,15 @@ def test_flag_before_preset_before_recipe_before_default(monkeypatch):
     recipe = dict(batch_size=48, log_every=7, seed=4)
     parse = lambda *argv: parse_flags("A script.", recipe, {"tiny": 11, "small": 22}, ModelConfig,
                                       argv=["--out", "a", "--preset", "tiny", *argv])
-    run, shape = parse()
+    run, base_config = parse()
     assert run.eval_every == RunConfig.eval_every == 500  # nobody says: the default
     assert run.log_every == 7 and run.seed == 4  # the recipe says
-    assert run.batch_size == 64 and shape.hidden_size == 128  # recipe and preset say
+    assert run.batch_size == 64 and base_config.hidden_size == 128  # recipe and preset say
     assert run.steps == 11
-    run, shape = parse("--batch-size", "96", "--log-every", "9", "--hidden-size", "256",
+    run, base_config = parse("--batch-size", "96", "--log-every", "9", "--hidden-size", "256",
                        "--steps", "33", "--seed", "0")
     assert (run.batch_size, run.log_every, run.steps, run.seed) == (96, 9, 33, 0)
-    assert shape.hidden_size == 256
+    assert base_config.hidden_size == 256
 
 
 @EVERY_SCRIPT
@@ -227,7 +227,7 @@ def test_auto_preset_follows_the_device(script, device, preset, monkeypatch):
     run, _ = parse_flags("A script.", SCRIPTS[script].RECIPE, SCRIPTS[script].STEPS,
                          OTHER[script], argv=NEEDED[script])
     assert run.preset == preset and run.steps == SCRIPTS[script].STEPS[preset]
-    assert run.seq_length == BUDGETS[preset]["seq_length"]
+    assert run.seq_length == RUN_PRESETS[preset]["seq_length"]
 
 
 # Defaults
@@ -267,10 +267,10 @@ def test_distill_is_distilbert_by_default(monkeypatch):
 
 def test_presets_have_heads_of_64_and_a_feed_forward_of_four_times_h():
     """Would catch: 12 heads, or 3072, in a model of another width."""
-    for name in SHAPES:
-        shape = ModelConfig.preset(name)
-        assert shape.num_attention_heads * 64 == shape.hidden_size, name
-        assert shape.intermediate_size == 4 * shape.hidden_size, name
+    for name in MODEL_PRESETS:
+        base_config = ModelConfig.preset(name)
+        assert base_config.num_attention_heads * 64 == base_config.hidden_size, name
+        assert base_config.intermediate_size == 4 * base_config.hidden_size, name
 
 
 def test_unknown_preset_names_the_known_ones():
@@ -278,7 +278,7 @@ def test_unknown_preset_names_the_known_ones():
     with pytest.raises(UserError) as raised:
         ModelConfig.preset("bert-huge")
     assert "'bert-huge'" in str(raised.value)
-    assert all(name in str(raised.value) for name in SHAPES)
+    assert all(name in str(raised.value) for name in MODEL_PRESETS)
 
 
 def test_settings_cannot_be_changed():

@@ -229,8 +229,9 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     interval([0.0] * seeds)  # too few seeds are said before the first run, not after the last
     claims = tuple(claim for claim in CLAIMS if claim.id in chosen)
     flags = ["--corpus", corpus, "--preset", preset]
-    run, shape = read_flags("train_roberta", [*flags, *grid.flags.split(), *shape_flags(grid)])
-    tokenizer, text, held_out, fingerprint = prepare(corpus, run.tokenizer, shape.vocab_size)
+    run, base_config = read_flags("train_roberta", [*flags, *grid.flags.split(),
+                                                    *shape_flags(grid)])
+    tokenizer, text, held_out, fingerprint = prepare(corpus, run.tokenizer, base_config.vocab_size)
     runs = plan(claims, grid, range(seeds), flags, ROOT / "runs" / name, text, fingerprint)
     warn_of_other_code([run.out for run in runs.values() if run.done])
     run_all(list(runs.values()), jobs or (1 if device == "cuda" else os.cpu_count() or 1))

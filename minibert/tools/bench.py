@@ -130,7 +130,7 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
     return step
 
 
-def shape(bench: BenchConfig, **other: Any) -> ModelConfig:
+def model_config(bench: BenchConfig, **other: Any) -> ModelConfig:
     """The model that is timed, without dropout."""
     values = dict(vocab_size=bench.vocab_size, hidden_size=bench.hidden_size,
                   num_hidden_layers=bench.num_hidden_layers,
@@ -148,8 +148,8 @@ def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     run = RunConfig(out="none", seq_length=S, batch_size=B, compile=bench.compile)
     pairs = dataclasses.replace(run, input_format="segment-pair", nsp=True, masking="static",
                                 short_seq_prob=0.0)
-    bert, plain = shape(bench, next_sentence=True), shape(bench)
-    student = shape(bench, num_hidden_layers=max(1, bench.num_hidden_layers // 2))
+    bert, plain = model_config(bench, next_sentence=True), model_config(bench)
+    student = model_config(bench, num_hidden_layers=max(1, bench.num_hidden_layers // 2))
     teacher = MaskedLM(plain).to(device).eval()
     learn = flops_of(student, B, S, M)
     cases = [
@@ -251,8 +251,8 @@ def growth(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
         run = RunConfig(out="none", seq_length=one.seq_length, batch_size=one.batch_size,
                         compile=bench.compile)
         cases.append(Case(", ".join(f"{name} {value}" for name, value in change.items()) or "base",
-                          our_step(shape(one), run, device), one.batch_size * one.seq_length,
-                          flops_of(shape(one), one.batch_size, one.seq_length,
+                          our_step(model_config(one), run, device), one.batch_size * one.seq_length,
+                          flops_of(model_config(one), one.batch_size, one.seq_length,
                                    max(1, round(0.15 * one.seq_length)))))
     return beside_products(cases, bench, device)
 

@@ -42,19 +42,19 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
         raise UserError(f"{recipe} has no teacher; leave out --teacher, or walk distilbert")
     its_flags, its_teacher = _flags_of(run_folder, recipe) if run_folder else ([], "")
     teacher_folder = teacher_folder or its_teacher
-    run, shape = parse_flags(script.__doc__, script.RECIPE, script.STEPS,
-                             DistillConfig if distills else ModelConfig,
-                             without=("nsp", "tokenizer", "distill_positions") * distills,
-                             argv=["--out", "none", *its_flags, *flags,
-                                   *["--teacher", teacher_folder or "new"] * distills])
-    distill = shape if distills else None
-    shape = ModelConfig.preset(run.preset) if distills else shape
+    run, base_config = parse_flags(script.__doc__, script.RECIPE, script.STEPS,
+                                   DistillConfig if distills else ModelConfig,
+                                   without=("nsp", "tokenizer", "distill_positions") * distills,
+                                   argv=["--out", "none", *its_flags, *flags,
+                                         *["--teacher", teacher_folder or "new"] * distills])
+    distill = base_config if distills else None
+    base_config = ModelConfig.preset(run.preset) if distills else base_config
     given = load_pretrained(run_folder or teacher_folder) if run_folder or teacher_folder else None
-    reader, text, _, _ = corpus.prepare(run.corpus, run.tokenizer, shape.vocab_size,
+    reader, text, _, _ = corpus.prepare(run.corpus, run.tokenizer, base_config.vocab_size,
                                         given and given[1])
     special = tokenizer.special_ids(reader)
     maker = importlib.import_module("train_bert") if distills else script  # a new teacher is a BERT
-    new = lambda: model.MaskedLM(maker.architecture(run, shape, special.pad), run.seed)
+    new = lambda: model.MaskedLM(maker.make_model_config(run, base_config, special.pad), run.seed)
     teacher, net, weights = None, given and given[0], run_folder
     if distills:
         teacher, its_reader = load_pretrained(teacher_folder) if teacher_folder else (new(), reader)
