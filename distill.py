@@ -55,29 +55,30 @@ def main() -> None:
         training.show_examples(batch)
         predictions = (labels != IGNORE).sum()
         compared = batch.attention_mask.sum() if everywhere else predictions
-        for part in training.parts(batch):
-            read, real = part.positions, part.labels != IGNORE
+        for micro_batch in training.micro_batches(batch):
+            read, real = micro_batch.positions, micro_batch.labels != IGNORE
             if everywhere:
-                read, real = None, part.attention_mask.bool()
+                read, real = None, micro_batch.attention_mask.bool()
             with training.autocast():
-                output = training.model(part.input_ids, attention_mask=part.attention_mask,
+                output = training.model(micro_batch.input_ids,
+                                        attention_mask=micro_batch.attention_mask,
                                         positions=read)
                 logits = output.mlm_logits
                 if everywhere:
-                    logits = gather(logits, part.positions)
-                losses = {"mlm": mlm_loss(logits, part.labels, predictions)}
+                    logits = gather(logits, micro_batch.positions)
+                losses = {"mlm": mlm_loss(logits, micro_batch.labels, predictions)}
                 loss = distill.alpha_mlm * losses["mlm"]
                 if distill.alpha_kl or distill.alpha_cos:
                     with torch.no_grad():  # the teacher reads the same masked tokens
-                        taught = teacher(part.input_ids, positions=read,
-                                         attention_mask=part.attention_mask)
+                        taught = teacher(micro_batch.input_ids, positions=read,
+                                         attention_mask=micro_batch.attention_mask)
                     losses["kl"] = soft_target_loss(output.mlm_logits, taught.mlm_logits,
                                                     distill.temperature, real, compared)
                     losses["cos"] = cosine_loss(output.hidden, taught.hidden, real, compared)
                     loss = loss + distill.alpha_kl * losses["kl"]
                     loss = loss + distill.alpha_cos * losses["cos"]
             training.backward(loss, **losses)
-        training.update(batch, predictions)
+        training.optimizer_step(batch, predictions)
     training.save()
     training.finish(finetune_tasks(run, tasks), teacher)
 

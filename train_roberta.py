@@ -42,17 +42,18 @@ def main() -> None:
         batch = batch._replace(input_ids=inputs, positions=positions, labels=labels)
         training.show_examples(batch)
         predictions = (labels != IGNORE).sum()
-        for part in training.parts(batch):
+        for micro_batch in training.micro_batches(batch):
             with training.autocast():
-                output = training.model(part.input_ids, attention_mask=part.attention_mask,
-                                        token_type_ids=part.token_type_ids,
-                                        positions=part.positions)
-                losses = {"mlm": mlm_loss(output.mlm_logits, part.labels, predictions)}
+                output = training.model(micro_batch.input_ids,
+                                        attention_mask=micro_batch.attention_mask,
+                                        token_type_ids=micro_batch.token_type_ids,
+                                        positions=micro_batch.positions)
+                losses = {"mlm": mlm_loss(output.mlm_logits, micro_batch.labels, predictions)}
                 if run.nsp:
-                    losses["nsp"] = nsp_loss(output.nsp_logits, part.is_random_next,
+                    losses["nsp"] = nsp_loss(output.nsp_logits, micro_batch.is_random_next,
                                              run.batch_size)
             training.backward(sum(losses.values()), **losses)
-        training.update(batch, predictions)
+        training.optimizer_step(batch, predictions)
     training.save()
     training.finish(finetune_tasks(run, tasks))
 

@@ -103,8 +103,8 @@ RUN_PRESETS: dict[str, dict[str, Any]] = {
     "small": dict(seq_length=128, batch_size=256, learning_rate=1e-3, warmup=0.1,
                   tasks="sst2,mrpc,cola"),
     # Departure: BERT trains on 128 tokens for nine tenths of its steps; here all have 512.
-    "base": dict(seq_length=512, batch_size=256, accumulation=4, learning_rate=1e-4, warmup=0.01,
-                 tasks="sst2,mrpc,cola"),
+    "base": dict(seq_length=512, batch_size=256, gradient_accumulation_steps=4,
+                 learning_rate=1e-4, warmup=0.01, tasks="sst2,mrpc,cola"),
 }
 
 
@@ -115,7 +115,7 @@ class RunConfig:
     preset: str = setting("auto", "shape and budget; auto: tiny, on a GPU small",
                           ("auto", *RUN_PRESETS))
     out: str = setting("", "the run folder; a Hugging Face folder when it is done")
-    steps: int = setting(1, "updates of the weights", "[1, inf)")
+    steps: int = setting(1, "optimizer steps: updates of the weights", "[1, inf)")
     seed: int = setting(0, "of initial weights, order, pairs, masks and dropout", "[0, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
     compile: bool = setting(False, "compile the blocks: faster on a GPU after a minute or so")
@@ -134,8 +134,9 @@ class RunConfig:
     mask_rate: float = setting(0.15, "share of tokens to predict", "(0, 1]")
     whole_word_masking: bool = setting(False, "choose whole words instead of single tokens")
     seq_length: int = setting(128, "tokens in a sequence, special tokens included", "[8, inf)")
-    batch_size: int = setting(256, "sequences in an update", "[1, inf)")
-    accumulation: int = setting(1, "parts of an update, to fit the memory", "[1, inf)")
+    batch_size: int = setting(256, "sequences in an optimizer step", "[1, inf)")
+    gradient_accumulation_steps: int = setting(1, "micro-batches that a batch is cut into, to fit "
+                                               "the memory", "[1, inf)")
     learning_rate: float = setting(1e-4, "peak, reached after the warm-up", "(0, inf)")
     warmup: float = setting(0.1, "share of the steps that warm up", "[0, 1)")
     weight_decay: float = setting(0.01, "decoupled; not on LayerNorms and biases", "[0, inf)")
@@ -155,9 +156,10 @@ class RunConfig:
         _check(type(self), vars(self))
         if not self.out:
             raise UserError("--out is missing; name a folder for the run")
-        if self.batch_size % self.accumulation:
+        if self.batch_size % self.gradient_accumulation_steps:
             raise UserError(f"--batch-size {self.batch_size} does not divide into "
-                            f"--accumulation {self.accumulation} equal parts; change one of them")
+                            f"--gradient-accumulation-steps {self.gradient_accumulation_steps} "
+                            "equal micro-batches; change one of them")
         if self.nsp and self.input_format != "segment-pair":
             raise UserError("--nsp needs pairs to judge; add --input-format segment-pair "
                             "or --no-nsp")
@@ -198,7 +200,7 @@ class FinetuneConfig:
                             "[downloaded, or made of pydocs]")
     out: str = setting("", "the folder for the classifier and its scores")
     epochs: int = setting(3, "passes over train.tsv", "[1, inf)")
-    batch_size: int = setting(32, "rows in an update", "[1, inf)")
+    batch_size: int = setting(32, "rows in an optimizer step", "[1, inf)")
     # Departure: BERT's 5e-5 is for H 768; narrower models need larger steps.
     learning_rate: float = setting(0.0, "peak; 0: 5e-5 * 768 / hidden size", "[0, inf)")
     warmup: float = setting(0.1, "share of the steps that warm up", "[0, 1)")
@@ -229,7 +231,7 @@ class BenchConfig:
                                "[64, inf)")
     vocab_size: int = setting(8192, "entries of the vocabulary", "[100, inf)")
     seq_length: int = setting(128, "tokens in a sequence", "[8, inf)")
-    batch_size: int = setting(32, "sequences in an update", "[1, inf)")
+    batch_size: int = setting(32, "sequences in an optimizer step", "[1, inf)")
     rounds: int = setting(6, "how often each case is timed", "[1, inf)")
     threads: int = setting(0, "threads on a CPU; 0: one a core", "[0, inf)")
     compile: bool = setting(False, "compile our blocks")

@@ -1,7 +1,7 @@
 """The four losses of the three recipes, each a mean whose denominator is in plain sight.
 
-`count` is that denominator. An update may be cut into parts: each divides by the predictions (or
-sequences) of the whole update, so that the parts add up to the loss of the whole.
+A batch may be cut into micro-batches: each divides by the predictions (or sequences) of the whole
+batch, its `count`, so that the micro-batches add up to the loss of the whole.
 B batch, M masked positions, H hidden, V vocabulary; "..." is any number of dims.
 """
 import torch

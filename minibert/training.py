@@ -1,7 +1,7 @@
 """What the three recipes share: optimizer, schedule, evaluation, log, checkpoint and resume.
 
-A script builds a `Training` and iterates over it: one Batch for each update of the weights. It
-calls `backward` for each part of the update and `update` at its end; the rest happens in here.
+A script builds a `Training` and iterates over it: one Batch for each optimizer step. It calls
+`backward` for each micro-batch and `optimizer_step` at the end; the rest happens in here.
 """
 import contextlib
 import itertools
@@ -98,19 +98,20 @@ class Training:
             raise UserError(f"--seq-length {run.seq_length} is more than the model's "
                             f"{model.config.max_length} positions; use less, or a model "
                             f"made with --max-position-embeddings {run.seq_length}")
-        self.rank, self.world = join_processes(self.device)
-        if run.batch_size % (run.accumulation * self.world):
-            raise UserError(f"--batch-size {run.batch_size} does not divide into --accumulation "
-                            f"{run.accumulation} equal parts for each of {self.world} processes")
+        self.rank, self.world_size = join_processes(self.device)
+        if run.batch_size % (run.gradient_accumulation_steps * self.world_size):
+            raise UserError(f"--batch-size {run.batch_size} does not divide into "
+                            f"--gradient-accumulation-steps {run.gradient_accumulation_steps} "
+                            f"equal micro-batches for each of {self.world_size} processes")
         self.module = model.to(self.device).train()
         if run.compile:
             for layer in model.encoder.layers:
                 layer.compile()
         # What the scripts call. Its backward pass averages gradients over the processes.
-        self.model = DistributedDataParallel(model) if self.world > 1 else model
+        self.model = DistributedDataParallel(model) if self.world_size > 1 else model
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
         self.window: list[dict[str, Tensor]] = []  # the steps since the last line of the log
-        self.terms: dict[str, Tensor] = {}  # the losses of the update in hand
+        self.terms: dict[str, Tensor] = {}  # the losses of the step in hand
         self.batches = Batches(corpus.fraction(run.data_fraction), run, special_ids(tokenizer),
                                self.device, masker.copy)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
@@ -128,7 +129,7 @@ class Training:
             signal.signal(number, lambda received, _: setattr(self, "interrupted", received))
 
     def __iter__(self) -> Iterator[Batch]:
-        """One batch for each update that is left."""
+        """One batch for each optimizer step that is left."""
         first, start = self.step, time.monotonic() - self.seconds
         plain = not sys.stderr.isatty() or bool(os.environ.get("MINIBERT_PLAIN")) or self.rank > 0
         with tqdm(total=self.run.steps, initial=first, desc=self.out.name, disable=plain,
@@ -153,30 +154,30 @@ class Training:
             pad = self.tokenizer.id_to_token(self.module.config.pad_token_id)
             tqdm.write("example: " + " ".join(token for token in tokens if token != pad))
 
-    def parts(self, batch: Batch) -> Iterator[Batch]:
-        """This process's rows of an update, in `accumulation` parts for its gradient.
+    def micro_batches(self, batch: Batch) -> Iterator[Batch]:
+        """This process's rows of a batch, in pieces small enough for the memory.
 
         Every process draws the masks of all rows, which costs next to nothing, so the number of
         predictions is known to each without asking the others.
         """
-        count = self.run.accumulation * self.world
+        count = self.run.gradient_accumulation_steps * self.world_size
         fields = [value.chunk(count) if isinstance(value, Tensor) else [value] * count
                   for value in batch]
-        return itertools.islice(map(Batch._make, zip(*fields)), self.rank, None, self.world)
+        return itertools.islice(map(Batch._make, zip(*fields)), self.rank, None, self.world_size)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """For the forward pass."""
         return autocast(self.device)
 
     def backward(self, loss: Tensor, **terms: Tensor) -> None:
-        """Add the gradient of one part of the update; the terms are logged by their names."""
-        (self.world * loss).backward()  # the average over processes is then the sum
+        """Add the gradient of one micro-batch; the terms are logged by their names."""
+        (self.world_size * loss).backward()  # the average over processes is then the sum
         for name, term in {"loss": loss, **terms}.items():
             self.terms[name] = self.terms.get(name, 0) + term.detach()
 
-    def update(self, batch: Batch, predictions: Tensor) -> None:
+    def optimizer_step(self, batch: Batch, predictions: Tensor) -> None:
         """Move the weights by the gradient in hand; predictions: how many targets it holds."""
-        if self.world > 1:  # each process has the terms of its own rows
+        if self.world_size > 1:  # each process has the terms of its own rows
             for term in self.terms.values():
                 dist.all_reduce(term)
         limit = self.run.max_grad_norm or math.inf
@@ -194,7 +195,7 @@ class Training:
 
         Of several processes only the first goes on from here.
         """
-        if self.world > 1:
+        if self.world_size > 1:
             self._wait_for_all()
             dist.destroy_process_group()
         if self.rank:
@@ -243,7 +244,7 @@ class Training:
 
     def _agree_to_stop(self) -> bool:
         """Whether a signal was received: by any process, which must all stop at one step."""
-        if self.world > 1:
+        if self.world_size > 1:
             if self.step % self.run.log_every:  # they agree where they wait for each other anyway
                 return False
             received = torch.tensor(self.interrupted, device=self.device)
@@ -252,7 +253,7 @@ class Training:
         return bool(self.interrupted)
 
     def _wait_for_all(self) -> None:
-        if self.world > 1:
+        if self.world_size > 1:
             dist.barrier()
 
     def _log_window(self) -> None:

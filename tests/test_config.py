@@ -131,8 +131,9 @@ def test_help_shows_no_default_that_a_preset_overrules(monkeypatch, capsys):
         train_bert.main()
     shown = " ".join(capsys.readouterr().out.split())
     for text in ("updates of the weights [by preset]", "feed-forward of 4 times that [by preset]",
-                 "sequences in an update [by preset]", "clip the gradient to this norm; 0: never "
-                 "[1.0]", "masks that repeat or new ones each epoch [static]"):
+                 "sequences in an optimizer step [by preset]",
+                 "clip the gradient to this norm; 0: never [1.0]",
+                 "masks that repeat or new ones each epoch [static]"):
         assert text in shown, text
 
 
@@ -311,8 +312,8 @@ BAD = [  # script, flags, and what the line must say
     ("bert", "--steps -3", "--steps"),
     ("bert", "--seed -1", "--seed"),
     ("bert", "--batch-size 0", "--batch-size"),
-    ("bert", "--accumulation 0", "--accumulation"),
-    ("bert", "--batch-size 10 --accumulation 4", "--accumulation"),
+    ("bert", "--gradient-accumulation-steps 0", "--gradient-accumulation-steps"),
+    ("bert", "--batch-size 10 --gradient-accumulation-steps 4", "--gradient-accumulation-steps"),
     ("bert", "--eval-targets 0", "--eval-targets"),
     ("bert", "--log-every 0", "--log-every"),
     ("bert", "--eval-every 0", "--eval-every"),

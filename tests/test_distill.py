@@ -204,9 +204,9 @@ def test_without_soft_targets_the_teacher_is_not_asked(run):
 
 @BOTH
 def test_accumulation_changes_no_loss(run, where):
-    """Would catch trap 26: the mean of the parts' means, where the parts hold different counts."""
+    """Would catch trap 26: the mean of micro-batches' means, where they hold different counts."""
     whole = run("--distill-positions", where).log[0]
-    parts = run("--distill-positions", where, "--accumulation", "4").log[0]
+    parts = run("--distill-positions", where, "--gradient-accumulation-steps", "4").log[0]
     for term in ("loss", "mlm", "kl", "cos", "grad_norm"):
         assert parts[term] == pytest.approx(whole[term], rel=1e-4), term
 

@@ -198,7 +198,7 @@ def in_parts(loss, at, rows, count):
 
 
 def test_parts_add_up_to_the_whole():
-    """Would catch trap 26: accumulation as the mean of the parts' means, whose counts differ."""
+    """Would catch trap 26: the mean of the micro-batches' means, whose counts differ."""
     real = LABELS != IGNORE  # 1, 3 and 0 in the three rows
     hidden = draw(3, 4, 6, seed=1)
     cut = lambda tensor, row: tensor if row is None else tensor[row:row + 1]

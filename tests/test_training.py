@@ -80,10 +80,11 @@ def test_trap_25_schedule():
     assert max(steps_up) == pytest.approx(1e-4) and max(steps_down) == pytest.approx(1e-3 / 90)
 
 
-def test_trap_25_rate_moves_once_an_update(toy_text, tmp_path, run_script):
-    """Catches a schedule that moves with every part of an update."""
+def test_trap_25_rate_moves_once_a_step(toy_text, tmp_path, run_script):
+    """Catches a schedule that moves with every micro-batch."""
     for count in (1, 4):
-        run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--accumulation", count,
+        run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text,
+                   "--gradient-accumulation-steps", count,
                    "--out", tmp_path / str(count))
     rates = [[line["learning_rate"] for line in log(tmp_path / count) if "loss" in line]
              for count in ("1", "4")]
@@ -121,13 +122,14 @@ def test_trap_39_tokens_are_no_padding(toy_text, tmp_path, run_script):
 
 
 def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
-    """Catches means of means, and gradients left over from an update before."""
+    """Catches means of means, and gradients left over from a step before."""
     flags = [*BUDGET, *TOY, "--hidden-dropout-prob", "0", "--corpus", toy_text,
              "--attention-probs-dropout-prob", "0",
              # Parts of very different counts and losses, or their mean would hardly differ.
              "--mask-rate", "0.5", "--short-seq-prob", "0.9", "--initializer-range", "0.5"]
     for count in (1, 4):
-        run_script("train_bert", *flags, "--accumulation", count, "--out", tmp_path / str(count))
+        run_script("train_bert", *flags, "--gradient-accumulation-steps", count,
+                   "--out", tmp_path / str(count))
     one, four = log(tmp_path / "1"), log(tmp_path / "4")
     for a, b in zip(one, four):
         if "loss" in a:
@@ -137,22 +139,24 @@ def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in pairs)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_parts_cover_the_update(world):
-    """Catches a part that is lost, doubled or misaligned with its labels, in each process."""
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_micro_batches_cover_the_batch(world_size):
+    """Catches rows that are lost, doubled or misaligned with their labels, in each process."""
     rows = torch.arange(8).view(8, 1)
     batch = Batch(rows, rows, rows, rows[:, 0], rows[:, 0], 5, rows, rows)
     cut = []
-    for rank in range(world):
-        mine = list(Training.parts(SimpleNamespace(run=SimpleNamespace(accumulation=4 // world),
-                                                   rank=rank, world=world), batch))
-        assert len(mine) == 4 // world
+    for rank in range(world_size):
+        run = SimpleNamespace(gradient_accumulation_steps=4 // world_size)
+        mine = list(Training.micro_batches(
+            SimpleNamespace(run=run, rank=rank, world_size=world_size), batch))
+        assert len(mine) == 4 // world_size
         cut += mine
-    for part in cut:
-        assert len(part.index) == 2 and part.epoch == 5
-        assert all(torch.equal(value.flatten(), part.index) for value in part
-                   if value is not part.epoch)
-    assert torch.cat([part.index for part in cut]).sort().values.tolist() == [*range(8)]
+    for micro_batch in cut:
+        assert len(micro_batch.index) == 2 and micro_batch.epoch == 5
+        assert all(torch.equal(value.flatten(), micro_batch.index) for value in micro_batch
+                   if value is not micro_batch.epoch)
+    seen = torch.cat([micro_batch.index for micro_batch in cut])
+    assert seen.sort().values.tolist() == [*range(8)]
 
 
 def test_compiled_blocks_train_alike(toy_text, tmp_path, run_script, monkeypatch):

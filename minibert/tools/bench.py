@@ -91,7 +91,7 @@ def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> Toke
 
 def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM | None = None
              ) -> Callable[[], None]:
-    """One update as the scripts make it, from spans of text to moved weights."""
+    """One optimizer step as the scripts make it, from spans of text to moved weights."""
     model = MaskedLM(config).to(device).train()
     if run.compile:
         for layer in model.encoder.layers:
@@ -142,7 +142,7 @@ def model_config(bench: BenchConfig, **other: Any) -> ModelConfig:
 
 
 def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """One update by each recipe and by each peer; a share of the machine's matrix products."""
+    """One optimizer step by each recipe and by each peer, as a share of plain matrix products."""
     B, S = bench.batch_size, bench.seq_length
     M = max(1, round(0.15 * S))
     run = RunConfig(out="none", seq_length=S, batch_size=B, compile=bench.compile)
