@@ -49,14 +49,14 @@ def main() -> None:
     everywhere = distill.distill_positions == "all"
 
     for batch in training:
-        inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
-                                           **settings)
-        batch = batch._replace(input_ids=inputs, positions=positions, labels=labels)
+        inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
+                                                  epoch=batch.epoch, **settings)
+        batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
         training.show_examples(batch)
         predictions = (labels != IGNORE).sum()
         compared = batch.attention_mask.sum() if everywhere else predictions
         for micro_batch in training.micro_batches(batch):
-            read, real = micro_batch.positions, micro_batch.labels != IGNORE
+            read, real = micro_batch.masked_positions, micro_batch.labels != IGNORE
             if everywhere:
                 read, real = None, micro_batch.attention_mask.bool()
             with training.autocast():
@@ -65,7 +65,7 @@ def main() -> None:
                                         positions=read)
                 logits = output.mlm_logits
                 if everywhere:
-                    logits = gather(logits, micro_batch.positions)
+                    logits = gather(logits, micro_batch.masked_positions)
                 losses = {"mlm": mlm_loss(logits, micro_batch.labels, predictions)}
                 loss = distill.alpha_mlm * losses["mlm"]
                 if distill.alpha_kl or distill.alpha_cos:

@@ -34,9 +34,9 @@ def main() -> None:
     settings = mask_settings(run, tokenizer, training.device)
 
     for batch in training:
-        inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
-                                           **settings)
-        batch = batch._replace(input_ids=inputs, positions=positions, labels=labels)
+        inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
+                                                  epoch=batch.epoch, **settings)
+        batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
         training.show_examples(batch)
         predictions = (labels != IGNORE).sum()
         for micro_batch in training.micro_batches(batch):
@@ -44,7 +44,7 @@ def main() -> None:
                 output = training.model(micro_batch.input_ids,
                                         attention_mask=micro_batch.attention_mask,
                                         token_type_ids=micro_batch.token_type_ids,
-                                        positions=micro_batch.positions)
+                                        positions=micro_batch.masked_positions)
                 losses = {"mlm": mlm_loss(output.mlm_logits, micro_batch.labels, predictions)}
                 if run.nsp:
                     losses["nsp"] = nsp_loss(output.nsp_logits, micro_batch.is_random_next,

@@ -50,9 +50,9 @@ class Batch(NamedTuple):
     attention_mask: Tensor  # (B, S) int64, 1 = token, 0 = padding
     token_type_ids: Tensor  # (B, S) int64, 1 = segment B and its [SEP]
     is_random_next: Tensor  # (B,) int64, 0 = B follows A, 1 = B is random
-    index: Tensor  # (B,) int64, the sequences' numbers, by which masks are drawn
+    sequence_ids: Tensor  # (B,) int64, the sequences' numbers, by which masks are drawn
     epoch: int
-    positions: Tensor | None = None  # (B, M) int64, where the masked tokens are
+    masked_positions: Tensor | None = None  # (B, M) int64, where the masked tokens are
     labels: Tensor | None = None  # (B, M) int64, what they were, or IGNORE
 
 
@@ -122,13 +122,13 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer
             yield [*tokens, sep], [len(sentence) for sentence in sentences]
 
 
-def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, copy: int,
+def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, dupe: int,
                   short_seq_prob: float = 0.1) -> np.ndarray:
     """BERT's pairs: A, and a B that follows it or is from another document, half the time each.
 
     A chunk of one sentence has nothing to follow, so its B is always random: in sequences of 32
     tokens two pairs of three are. Cutting A and a B that follows may leave a gap between them.
-    max_tokens: of A and B together. copy: which of the duplicates of the text this is; splits and
+    max_tokens: of A and B together. dupe: which of the duplicates of the text this is; splits and
     random segments are drawn anew in each. Returns (N, 5) int64: start and end of A, start and
     end of B, and 0 = B follows A, 1 = B is random.
     Paper: Devlin et al. 2018, appendix A.2; google-research/bert, create_pretraining_data.py.
@@ -136,7 +136,7 @@ def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, copy: 
     Two documents of three and two sentences, two tokens each (token 6 is the [SEP] in between):
     >>> bounds = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
     >>> corpus = TokenizedCorpus(np.arange(12), bounds, np.array([0, 3, 5]))
-    >>> segment_pairs(corpus, 6, seed=1, copy=0, short_seq_prob=0).tolist()
+    >>> segment_pairs(corpus, 6, seed=1, dupe=0, short_seq_prob=0).tolist()
     [[0, 4, 4, 6, 0], [7, 9, 0, 4, 1], [9, 11, 2, 6, 1]]
 
     The first pair goes on in its document. The second has a random B, so its own second sentence
@@ -149,7 +149,7 @@ def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, copy: 
                         "another one; put a blank line between documents, or use more of the text")
     pairs = []
     for document, (i, end) in enumerate(zip(documents, documents[1:])):
-        draw = random.Random(f"{seed} pairs {copy} {document}")
+        draw = random.Random(f"{seed} pairs {dupe} {document}")
         # google-research/bert: some sequences are shorter, so that short inputs are no surprise.
         short = draw.random() < short_seq_prob
         target = draw.randint(2, max_tokens) if short else max_tokens
@@ -227,20 +227,20 @@ def full_sentences(corpus: TokenizedCorpus, max_tokens: int, *, cross_documents:
 
 
 def make_sequences(corpus: TokenizedCorpus, input_format: str, seq_length: int, *, seed: int,
-                   copy: int, short_seq_prob: float) -> np.ndarray:
+                   dupe: int, short_seq_prob: float) -> np.ndarray:
     """The sequences of one pass over the text, (N, 5): see `segment_pairs`."""
     if input_format == "segment-pair":  # [CLS] A [SEP] B [SEP]
-        return segment_pairs(corpus, seq_length - 3, seed=seed, copy=copy,
+        return segment_pairs(corpus, seq_length - 3, seed=seed, dupe=dupe,
                              short_seq_prob=short_seq_prob)
     return full_sentences(corpus, seq_length - 2,  # [CLS] A [SEP]
                           cross_documents=input_format == "full-sentences")
 
 
-def assemble(tokens: Tensor, spans: Tensor, index: Tensor, epoch: int, seq_length: int,
+def assemble(tokens: Tensor, spans: Tensor, sequence_ids: Tensor, epoch: int, seq_length: int,
              special: SpecialIds) -> Batch:
     """Sequences `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, padded to seq_length.
 
-    tokens: (T,) integer. spans: (B, 5) int64. index: (B,) int64. Returns a Batch.
+    tokens: (T,) integer. spans: (B, 5) int64. sequence_ids: (B,) int64. Returns a Batch.
 
     >>> spans = torch.tensor([[0, 2, 4, 5, 1], [1, 4, 0, 0, 0]])
     >>> batch = assemble(torch.tensor([11, 12, 13, 14, 15]), spans, torch.tensor([0, 1]), 0, 7,
@@ -259,42 +259,42 @@ def assemble(tokens: Tensor, spans: Tensor, index: Tensor, epoch: int, seq_lengt
     ids = torch.where(in_a | in_b, tokens[source].long(), special.sep)
     ids = torch.where(p == 0, special.cls, torch.where(p < length, ids, special.pad))
     return Batch(ids, (p < length).long(), ((p >= a + 2) & (p < length)).long(), is_random[:, 0],
-                 index, epoch)
+                 sequence_ids, epoch)
 
 
 class Batches:
-    """Batches without end, epoch after epoch; `position` is all there is to save for a resume."""
+    """Batches without end, epoch after epoch; `cursor` is all there is to save for a resume."""
 
     def __init__(self, corpus: TokenizedCorpus, run: RunConfig, special: SpecialIds, device: str,
-                 copy: Callable[[int], int]):
-        """copy: the masker's rule, which copy of the text an epoch shows. Pairs are drawn by it,
-        too, so that static masks lie on static pairs, as in BERT's `dupe_factor`."""
-        self.corpus, self.run, self.special, self.copy = corpus, run, special, copy
+                 dupe: Callable[[int], int]):
+        """dupe: the masker's rule, which duplicate of the text an epoch shows. Pairs are drawn by
+        it, too, so that static masks lie on static pairs, as in BERT's `dupe_factor`."""
+        self.corpus, self.run, self.special, self.dupe = corpus, run, special, dupe
         self.device = device
         self.tokens = torch.from_numpy(corpus.tokens.astype(np.int32)).to(device)
-        self.position = (0, 0)  # epoch, batches of it that are done
+        self.cursor = (0, 0)  # epoch, batches of it that are done
         self._start(0)
 
     def __next__(self) -> Batch:
-        epoch, done = self.position
+        epoch, done = self.cursor
         B = self.run.batch_size
         if self.ready != epoch:
             self._start(epoch)
         # A last, smaller batch is left out; in the next epoch's order it is another one.
         rows = self.order[done * B:(done + 1) * B]
         last = (done + 2) * B > len(self.order)
-        self.position = (epoch + 1, 0) if last else (epoch, done + 1)
+        self.cursor = (epoch + 1, 0) if last else (epoch, done + 1)
         return assemble(self.tokens, self.spans[rows], rows, epoch, self.run.seq_length,
                         self.special)
 
     def _start(self, epoch: int) -> None:
         run = self.run
         spans = make_sequences(self.corpus, run.input_format, run.seq_length, seed=run.seed,
-                               copy=self.copy(epoch), short_seq_prob=run.short_seq_prob)
+                               dupe=self.dupe(epoch), short_seq_prob=run.short_seq_prob)
         if len(spans) < run.batch_size:
             raise UserError(f"the text gives {len(spans)} sequences, fewer than one batch of "
                             f"{run.batch_size}; use more text or a smaller --batch-size")
         self.spans = torch.from_numpy(spans).to(self.device)
-        number = torch.arange(len(spans), device=self.device)
-        self.order = hash_bits(run.seed, "order", epoch, number).argsort(stable=True)
+        sequence_ids = torch.arange(len(spans), device=self.device)
+        self.order = hash_bits(run.seed, "order", epoch, sequence_ids).argsort(stable=True)
         self.ready = epoch

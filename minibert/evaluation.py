@@ -23,16 +23,16 @@ def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
     As many sequences as hold run.eval_targets targets, or all there are.
     """
     special = special_ids(tokenizer)
-    spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, copy=0,
+    spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, dupe=0,
                                             short_seq_prob=0.0))
     order = hash_bits("evaluation", torch.arange(len(spans))).argsort()
     batch = assemble(torch.from_numpy(held_out.tokens.astype("int32")), spans[order], order, 0,
                      run.seq_length, special)
-    inputs, positions, labels = mask_tokens(
+    inputs, masked_positions, labels = mask_tokens(
         batch.input_ids, order, seed=0, epoch=0, vocab_size=tokenizer.get_vocab_size(),
         mask_id=special.mask, special_ids=tuple(special), pad_id=special.pad)
     enough = int(((labels != IGNORE).sum(1).cumsum(0) < run.eval_targets).sum()) + 1
-    batch = batch._replace(input_ids=inputs, positions=positions, labels=labels)
+    batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
     return Batch._make(value[:enough].to(device) if isinstance(value, Tensor) else value
                        for value in batch)
 
@@ -52,7 +52,7 @@ def evaluate(model: MaskedLM, batch: Batch, size: int = 256,
     model.eval()
     loss, right, kl, same, nsp_guesses = 0.0, 0, 0.0, 0, []
     for rows in torch.arange(len(labels), device=labels.device).split(size):
-        inputs = dict(input_ids=batch.input_ids[rows], positions=batch.positions[rows],
+        inputs = dict(input_ids=batch.input_ids[rows], positions=batch.masked_positions[rows],
                       attention_mask=batch.attention_mask[rows],
                       token_type_ids=batch.token_type_ids[rows])
         output = model(**inputs)
@@ -68,8 +68,9 @@ def evaluate(model: MaskedLM, batch: Batch, size: int = 256,
             same += ((guesses == taught.argmax(-1)) & real).sum().item()
     targets = labels[labels != IGNORE].cpu()
     share = targets.bincount().double() / len(targets)
-    digest = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes()
-                                     for tensor in (batch.input_ids, batch.positions, labels)))
+    digest = hashlib.sha256(b"".join(
+        tensor.cpu().numpy().tobytes()
+        for tensor in (batch.input_ids, batch.masked_positions, labels)))
     result = {"mlm_loss": loss / len(targets), "accuracy": right / len(targets),
               "targets": len(targets), "unigram_entropy": -torch.special.xlogy(share, share).sum()
               .item(), "hash": digest.hexdigest()[:16]}

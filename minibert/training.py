@@ -113,7 +113,7 @@ class Training:
         self.window: list[dict[str, Tensor]] = []  # the steps since the last line of the log
         self.terms: dict[str, Tensor] = {}  # the losses of the step in hand
         self.batches = Batches(corpus.fraction(run.data_fraction), run, special_ids(tokenizer),
-                               self.device, masker.copy)
+                               self.device, masker.dupe)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
                           for kind in ("full-sentences", "segment-pair")}
         # Departure: torch's AdamW corrects the bias of Adam's first steps; BERT's own does not.
@@ -145,7 +145,7 @@ class Training:
         """Print the first three sequences of a new run, with what the masked tokens were."""
         if self.step or self.rank:
             return
-        for ids, where, words in zip(batch.input_ids[:3].tolist(), batch.positions.tolist(),
+        for ids, where, words in zip(batch.input_ids[:3].tolist(), batch.masked_positions.tolist(),
                                      batch.labels.tolist()):
             tokens = [self.tokenizer.id_to_token(id) for id in ids]
             for position, word in zip(where, words):
@@ -264,7 +264,7 @@ class Training:
         self.tokens += int(sum(values.pop("tokens")))
         self.targets += int(sum(values.pop("targets")))
         means = {name: sum(value) / len(value) for name, value in values.items()}
-        self._log({"step": self.step, "epoch": self.batches.position[0], **means,
+        self._log({"step": self.step, "epoch": self.batches.cursor[0], **means,
                    "learning_rate": learning_rate(self.step - 1, self.run), "tokens": self.tokens,
                    "targets": self.targets, "seconds": round(self.seconds, 2)})
         self.bar.set_postfix(loss=f"{means['loss']:.3f}",
@@ -290,7 +290,7 @@ class Training:
         if self.rank:
             return
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
-                 "step": self.step, "position": self.batches.position, "tokens": self.tokens,
+                 "step": self.step, "cursor": self.batches.cursor, "tokens": self.tokens,
                  "targets": self.targets, "seconds": self.seconds, "window": self.window}
         with written_aside(self.out / "checkpoint.pt") as aside, open(aside, "wb") as file:
             torch.save(state, file)
@@ -305,7 +305,7 @@ class Training:
                     from None
             self.module.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.batches.position = tuple(state["position"])
+            self.batches.cursor = tuple(state["cursor"])
             for name in ("step", "tokens", "targets", "seconds", "window"):
                 setattr(self, name, state[name])
             if self.rank:

@@ -59,7 +59,7 @@ def test_random_text_leaves_no_padding():
     spans = full_sentences(text, 14)
     assert len(spans) == 400 and set(spans[:, 1] - spans[:, 0]) == {14}
     text = random_text(200, sentence=3, sentences=2000)
-    pairs = segment_pairs(text, 13, seed=0, copy=0, short_seq_prob=0.0)
+    pairs = segment_pairs(text, 13, seed=0, dupe=0, short_seq_prob=0.0)
     assert (pairs[:, 1] - pairs[:, 0] + pairs[:, 3] - pairs[:, 2]).mean() > 11
 
 

@@ -115,7 +115,7 @@ def test_trap_39_tokens_are_no_padding(toy_text, tmp_path, run_script):
     metadata = json.loads((tmp_path / "run" / "run.json").read_text())
     run = RunConfig(**metadata["settings"])
     tokenizer, text, _, _ = prepare(run.corpus, run.tokenizer, 70)
-    batches = Batches(text, run, special_ids(tokenizer), "cpu", DynamicMasker().copy)
+    batches = Batches(text, run, special_ids(tokenizer), "cpu", DynamicMasker().dupe)
     tokens = sum(int((next(batches).input_ids != 0).sum()) for _ in range(12))
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["tokens"] == log(tmp_path / "run")[-2]["tokens"] == tokens < 12 * 8 * 16
@@ -152,10 +152,10 @@ def test_micro_batches_cover_the_batch(world_size):
         assert len(mine) == 4 // world_size
         cut += mine
     for micro_batch in cut:
-        assert len(micro_batch.index) == 2 and micro_batch.epoch == 5
-        assert all(torch.equal(value.flatten(), micro_batch.index) for value in micro_batch
+        assert len(micro_batch.sequence_ids) == 2 and micro_batch.epoch == 5
+        assert all(torch.equal(value.flatten(), micro_batch.sequence_ids) for value in micro_batch
                    if value is not micro_batch.epoch)
-    seen = torch.cat([micro_batch.index for micro_batch in cut])
+    seen = torch.cat([micro_batch.sequence_ids for micro_batch in cut])
     assert seen.sort().values.tolist() == [*range(8)]
 
 
@@ -239,7 +239,7 @@ def test_trap_37_hash_sees_every_part(held_out):
     model = MaskedLM(CONFIG)
     batch = evaluation_set(text, "full-sentences", run, tokenizer, "cpu")
     hashes = {evaluate(model, batch)["hash"]}
-    for part in (batch.input_ids, batch.positions, batch.labels):
+    for part in (batch.input_ids, batch.masked_positions, batch.labels):
         part[0, 0] += 1
         hashes.add(evaluate(model, batch)["hash"])
     assert len(hashes) == 4

@@ -124,7 +124,7 @@ def shape_flags(grid: Grid) -> list[str]:
 def tokens_in_a_sequence(run: RunConfig, text: TokenizedCorpus) -> float:
     """How many tokens of a sequence are no padding, on average: formats differ in that."""
     spans = make_sequences(text.fraction(run.data_fraction), run.input_format, run.seq_length,
-                           seed=0, copy=0, short_seq_prob=run.short_seq_prob)
+                           seed=0, dupe=0, short_seq_prob=run.short_seq_prob)
     a, b = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
     return float((a + b + 2 + (b > 0)).mean())
 

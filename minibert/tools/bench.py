@@ -98,27 +98,27 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
             layer.compile()
     sentence = run.seq_length - 2 if run.input_format == "full-sentences" else run.seq_length // 5
     masker = StaticMasker(10) if run.masking == "static" else DynamicMasker()
-    batches = Batches(random_text(config.vocab_size, sentence), run, SPECIAL, device, masker.copy)
+    batches = Batches(random_text(config.vocab_size, sentence), run, SPECIAL, device, masker.dupe)
     settings = dict(seed=0, vocab_size=config.vocab_size, mask_id=SPECIAL.mask,
                     special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=1e-4, eps=1e-6, fused=True)
 
     def step() -> None:
         batch = next(batches)
-        inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
-                                           **settings)
+        inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
+                                                  epoch=batch.epoch, **settings)
         predictions = (labels != IGNORE).sum()
         types = batch.token_type_ids if config.type_vocab_size else None
         with autocast(device):
             output = model(inputs, attention_mask=batch.attention_mask, token_type_ids=types,
-                           positions=positions)
+                           positions=masked_positions)
             loss = mlm_loss(output.mlm_logits, labels, predictions)
             if output.nsp_logits is not None:
                 loss = loss + nsp_loss(output.nsp_logits, batch.is_random_next, run.batch_size)
             if teacher is not None:
                 with torch.no_grad():
                     taught = teacher(inputs, attention_mask=batch.attention_mask,
-                                     positions=positions)
+                                     positions=masked_positions)
                 real = labels != IGNORE
                 loss = 2 * loss + 5 * soft_target_loss(output.mlm_logits, taught.mlm_logits, 2.0,
                                                        real, predictions)
@@ -203,10 +203,11 @@ def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     """Drawing one batch's masks, static and dynamic, beside `transformers`' collator."""
     B, S = bench.batch_size, bench.seq_length
     ids = torch.randint(5, bench.vocab_size, (B, S), device=device)
-    index = torch.arange(B, device=device)
+    sequence_ids = torch.arange(B, device=device)
     settings = dict(seed=0, vocab_size=bench.vocab_size, mask_id=SPECIAL.mask,
                     special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
-    cases = [Case(f"{name} masks", lambda masker=masker: masker(ids, index, epoch=3, **settings))
+    draw = lambda masker: lambda: masker(ids, sequence_ids, epoch=3, **settings)
+    cases = [Case(f"{name} masks", draw(masker))
              for name, masker in (("static", StaticMasker(10)), ("dynamic", DynamicMasker()))]
     take_turns(cases, 20 * bench.rounds, device)
     return [{"name": case.name, "seconds": case.seconds} for case in cases]

@@ -72,16 +72,18 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
     masker = (masking.StaticMasker(run.static_masks) if run.masking == "static"
               else masking.DynamicMasker())
     text = text.fraction(run.data_fraction)
-    batches = data.Batches(text, run, special, "cpu", masker.copy)
+    batches = data.Batches(text, run, special, "cpu", masker.dupe)
     clean = next(batches)
-    inputs, positions, labels = masker(clean.input_ids, clean.index, epoch=clean.epoch,
-                                       **mask_settings(run, reader, "cpu"))
-    batch = clean._replace(input_ids=inputs, positions=positions, labels=labels)
+    inputs, masked_positions, labels = masker(clean.input_ids, clean.sequence_ids,
+                                              epoch=clean.epoch,
+                                              **mask_settings(run, reader, "cpu"))
+    batch = clean._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
     seen = _shapes(net)
     types = batch.token_type_ids if net.config.type_vocab_size else None
     output = net(inputs, attention_mask=batch.attention_mask, token_type_ids=types,
-                 positions=positions)
-    taught = teacher and teacher(inputs, attention_mask=batch.attention_mask, positions=positions)
+                 positions=masked_positions)
+    taught = teacher and teacher(inputs, attention_mask=batch.attention_mask,
+                                 positions=masked_positions)
     source = f"{SCRIPTS[recipe]}.py"
     settings = ", ".join(f"{name} {getattr(run, name)}" for name in script.RECIPE)
     return "\n".join([
@@ -132,7 +134,7 @@ def _text(name: str, text: data.TokenizedCorpus, reader: tokenizers.Tokenizer) -
 def _sequences(batch: data.Batch, batches: data.Batches, text: data.TokenizedCorpus,
                reader: tokenizers.Tokenizer, input_format: str) -> list[str]:
     """From tokens to the batch, by its first sequence."""
-    a_start, a_end, b_start, b_end, is_random = batches.spans[batch.index[0]].tolist()
+    a_start, a_end, b_start, b_end, is_random = batches.spans[batch.sequence_ids[0]].tolist()
     say = lambda start, end: repr(reader.decode(text.tokens[start:end].tolist()))
     if input_format == "segment-pair":
         made, follows = data.segment_pairs, ("follows A", "is from another document")[is_random]
@@ -145,7 +147,7 @@ def _sequences(batch: data.Batch, batches: data.Batches, text: data.TokenizedCor
     B, S = batch.input_ids.shape
     return [
         *_station("sequences", made, f"{len(batches.spans):,} sequences, of {len(text.bounds):,} "
-                  f"sentences; this is number {int(batch.index[0]):,}", *spans, *said),
+                  f"sentences; this is number {int(batch.sequence_ids[0]):,}", *spans, *said),
         *_station("batch", data.assemble, f"input_ids, attention_mask and token_type_ids "
                   f"(B, S) = ({B}, {S})", " ".join(_names(batch.input_ids[0], reader)),
                   f"{int(batch.attention_mask[0].sum())} tokens, the rest is padding; "
@@ -154,7 +156,7 @@ def _sequences(batch: data.Batch, batches: data.Batches, text: data.TokenizedCor
 
 def _mask(batch: data.Batch, reader: tokenizers.Tokenizer) -> list[str]:
     used = batch.labels != IGNORE
-    shown = batch.input_ids.gather(1, batch.positions)[used]
+    shown = batch.input_ids.gather(1, batch.masked_positions)[used]
     masked = int((shown == tokenizer.special_ids(reader).mask).sum())
     kept = int((shown == batch.labels[used]).sum())
     return _station(
@@ -196,7 +198,7 @@ def _predictions(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | N
                 shares = logits[0, slot].softmax(-1)
                 best = ", ".join(f"{reader.id_to_token(int(id))} {shares[id]:.1%}"
                                  for id in shares.topk(4).indices)
-                lines.append(f"    position {int(batch.positions[0, slot]):3}, {who}{best}; "
+                lines.append(f"    position {int(batch.masked_positions[0, slot]):3}, {who}{best}; "
                              f"{reader.id_to_token(word)!r} has {shares[word]:.1%}, "
                              f"-log p = {-shares[word].log():.3f}")
     return lines
