@@ -41,19 +41,19 @@ def main() -> None:
                                                   epoch=batch.epoch, **settings)
         batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
         training.show_examples(batch)
-        predictions = (labels != IGNORE).sum()
+        num_predictions = (labels != IGNORE).sum()
         for micro_batch in training.micro_batches(batch):
             with training.autocast():
                 output = training.model(micro_batch.input_ids,
                                         attention_mask=micro_batch.attention_mask,
                                         token_type_ids=micro_batch.token_type_ids,
                                         positions=micro_batch.masked_positions)
-                losses = {"mlm": mlm_loss(output.mlm_logits, micro_batch.labels, predictions)}
+                losses = {"mlm": mlm_loss(output.mlm_logits, micro_batch.labels, num_predictions)}
                 if run.nsp:
                     losses["nsp"] = nsp_loss(output.nsp_logits, micro_batch.is_random_next,
                                              run.batch_size)
             training.backward(sum(losses.values()), **losses)
-        training.optimizer_step(batch, predictions)
+        training.optimizer_step(batch, num_predictions)
     training.save()
     training.finish(finetune_tasks(run, tasks))
 

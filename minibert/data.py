@@ -1,18 +1,14 @@
-"""From a text file to batches: documents, sentences, tokens on disk, sequences, tensors.
+"""From documents to batches: sentences, tokens on disk, sequences, tensors.
 
 A sequence is two spans of one long array of tokens: segments A and B of a pair, or, with B empty,
 a block of full sentences. So every input format ends in the same five numbers a sequence, and one
 function, `assemble`, makes tensors of them.
 B batch, S sequence, N sequences, T tokens of a text.
 """
-import gzip
-import lzma
 import random
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +21,6 @@ from minibert.errors import UserError
 from minibert.masking import hash_bits
 from minibert.tokenizer import SpecialIds, special_ids
 
-OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
 # After . ! or ? and a space, unless a small letter follows ("e.g. so"); after 。！？ always.
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^\sa-z])|(?<=[。！？])\s*(?=\S)")
 
@@ -54,36 +49,6 @@ class Batch(NamedTuple):
     epoch: int
     masked_positions: Tensor | None = None  # (B, M) int64, where the masked tokens are
     labels: Tensor | None = None  # (B, M) int64, what they were, or IGNORE
-
-
-def text_files(path: Path) -> list[Path]:
-    """The file itself, or a folder's .txt, .gz and .xz files in order of name."""
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix in OPENERS and file.is_file())
-
-
-def read_documents(path: Path) -> Iterator[list[str]]:
-    """The documents of a text file or a folder of them, each as its lines; a blank line ends one.
-
-    Raises UserError when a file is not UTF-8 or cut short.
-    """
-    for file in text_files(path):
-        document: list[str] = []
-        try:
-            with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8-sig") as lines:
-                for line in lines:
-                    if line := line.strip():
-                        document.append(line)
-                    elif document:
-                        yield document
-                        document = []
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 ({error.reason}); convert it first") from None
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-            raise UserError(f"{file} cannot be unpacked ({error}); copy it again") from None
-        if document:
-            yield document
 
 
 def sentences_of(document: list[str]) -> list[str]:

@@ -56,16 +56,17 @@ def evaluate(model: MaskedLM, batch: Batch, size: int = 256,
                       attention_mask=batch.attention_mask[rows],
                       token_type_ids=batch.token_type_ids[rows])
         output = model(**inputs)
-        real = labels[rows] != IGNORE
+        valid = labels[rows] != IGNORE
         guesses = output.mlm_logits.argmax(-1)
-        loss += mlm_loss(output.mlm_logits, labels[rows], count=1).item()
+        loss += mlm_loss(output.mlm_logits, labels[rows], denominator=1).item()
         right += (guesses == labels[rows]).sum().item()
         if output.nsp_logits is not None:
             nsp_guesses.append(output.nsp_logits.argmax(-1))
         if teacher is not None:
-            taught = teacher(**inputs).mlm_logits
-            kl += soft_target_loss(output.mlm_logits, taught, 1.0, real, count=1).item()
-            same += ((guesses == taught.argmax(-1)) & real).sum().item()
+            teacher_logits = teacher(**inputs).mlm_logits
+            kl += soft_target_loss(output.mlm_logits, teacher_logits, 1.0, valid,
+                                   denominator=1).item()
+            same += ((guesses == teacher_logits.argmax(-1)) & valid).sum().item()
     targets = labels[labels != IGNORE].cpu()
     share = targets.bincount().double() / len(targets)
     digest = hashlib.sha256(b"".join(

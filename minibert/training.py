@@ -49,11 +49,11 @@ def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """
     norms = {id(parameter) for module in model.modules() if isinstance(module, nn.LayerNorm)
              for parameter in module.parameters()}
-    decayed, kept = [], []
+    decay, no_decay = [], []
     for name, parameter in model.named_parameters():
-        spared = id(parameter) in norms or name.endswith("bias")
-        (kept if spared else decayed).append(parameter)
-    return [dict(params=decayed, weight_decay=weight_decay), dict(params=kept, weight_decay=0.0)]
+        undecayed = id(parameter) in norms or name.endswith("bias")
+        (no_decay if undecayed else decay).append(parameter)
+    return [dict(params=decay, weight_decay=weight_decay), dict(params=no_decay, weight_decay=0.0)]
 
 
 def learning_rate(step: int, run: RunConfig) -> float:
@@ -175,14 +175,14 @@ class Training:
         for name, term in {"loss": loss, **terms}.items():
             self.terms[name] = self.terms.get(name, 0) + term.detach()
 
-    def optimizer_step(self, batch: Batch, predictions: Tensor) -> None:
+    def optimizer_step(self, batch: Batch, num_predictions: Tensor) -> None:
         """Move the weights by the gradient in hand; predictions: how many targets it holds."""
         if self.world_size > 1:  # each process has the terms of its own rows
             for term in self.terms.values():
                 dist.all_reduce(term)
         limit = self.run.max_grad_norm or math.inf
         self.terms["grad_norm"] = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
-        self.terms |= {"tokens": batch.attention_mask.sum(), "targets": predictions}
+        self.terms |= {"tokens": batch.attention_mask.sum(), "targets": num_predictions}
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.run)
         self.optimizer.step()
@@ -313,6 +313,7 @@ class Training:
             print(f"{self.out}: goes on at step {self.step} of {self.run.steps}", flush=True)
             lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
         # What was logged after the checkpoint will be logged again.
-        kept = [line for line in lines
-                if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        (self.out / "log.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        written = [line for line in lines
+                   if line.endswith("}") and json.loads(line)["step"] <= self.step]
+        (self.out / "log.jsonl").write_text("".join(line + "\n" for line in written),
+                                            encoding="utf-8")

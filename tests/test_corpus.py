@@ -10,11 +10,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from minibert.data import read_documents
 from minibert.data import sentences_of as cut
 from minibert.errors import UserError
 from minibert.files import corpus
-from minibert.files.corpus import describe, prepare
+from minibert.files.corpus import describe, prepare, read_documents
 from minibert.tokenizer import (BYTE_BPE, WORDPIECE, continuations, load_tokenizer, special_ids,
                                 train_tokenizer)
 

@@ -11,8 +11,9 @@ import torch
 
 from minibert.config import RunConfig
 from minibert.data import (Batches, TokenizedCorpus, assemble, full_sentences, make_sequences,
-                           read_documents, segment_pairs, sentences_of)
+                           segment_pairs, sentences_of)
 from minibert.errors import UserError
+from minibert.files.corpus import read_documents
 from minibert.masking import DynamicMasker, StaticMasker
 from minibert.tokenizer import SpecialIds
 

@@ -1,9 +1,12 @@
 """Prepared corpora: `--corpus NAME|PATH` becomes a tokenizer and token arrays on disk, once."""
+import gzip
 import hashlib
+import lzma
 import os
 import shutil
 import subprocess
 import sys
+import zlib
 from array import array
 from collections.abc import Iterator
 from itertools import accumulate
@@ -13,13 +16,13 @@ from typing import BinaryIO
 import numpy as np
 from tokenizers import Tokenizer
 
-from minibert.data import (SENTENCE_END, TokenizedCorpus, read_documents, sentences_of, text_files,
-                           tokenize)
+from minibert.data import SENTENCE_END, TokenizedCorpus, sentences_of, tokenize
 from minibert.errors import UserError
 from minibert.masking import hash_bits
 from minibert.tokenizer import load_tokenizer, train_tokenizer
 
 DATA = Path(__file__).resolve().parents[2] / "data"
+OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
 HELD_OUT = 0.08  # share of the documents that no run trains on
 VOCABULARY_TEXT = 20_000_000  # characters that a vocabulary is learned from: a sample, if need be
 
@@ -148,6 +151,36 @@ def corpus_path(corpus: str) -> Path:
     if not text_files(path):
         raise UserError(f"{path} holds no .txt, .gz or .xz file; name a folder that does")
     return path
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file itself, or a folder's .txt, .gz and .xz files in order of name."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix in OPENERS and file.is_file())
+
+
+def read_documents(path: Path) -> Iterator[list[str]]:
+    """The documents of a text file or a folder of them, each as its lines; a blank line ends one.
+
+    Raises UserError when a file is not UTF-8 or cut short.
+    """
+    for file in text_files(path):
+        document: list[str] = []
+        try:
+            with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8-sig") as lines:
+                for line in lines:
+                    if line := line.strip():
+                        document.append(line)
+                    elif document:
+                        yield document
+                        document = []
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not UTF-8 ({error.reason}); convert it first") from None
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+            raise UserError(f"{file} cannot be unpacked ({error}); copy it again") from None
+        if document:
+            yield document
 
 
 def run_data_script(name: str, *arguments: str) -> None:

@@ -107,22 +107,23 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
         batch = next(batches)
         inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
                                                   epoch=batch.epoch, **settings)
-        predictions = (labels != IGNORE).sum()
+        num_predictions = (labels != IGNORE).sum()
         types = batch.token_type_ids if config.type_vocab_size else None
         with autocast(device):
             output = model(inputs, attention_mask=batch.attention_mask, token_type_ids=types,
                            positions=masked_positions)
-            loss = mlm_loss(output.mlm_logits, labels, predictions)
+            loss = mlm_loss(output.mlm_logits, labels, num_predictions)
             if output.nsp_logits is not None:
                 loss = loss + nsp_loss(output.nsp_logits, batch.is_random_next, run.batch_size)
             if teacher is not None:
                 with torch.no_grad():
-                    taught = teacher(inputs, attention_mask=batch.attention_mask,
-                                     positions=masked_positions)
-                real = labels != IGNORE
-                loss = 2 * loss + 5 * soft_target_loss(output.mlm_logits, taught.mlm_logits, 2.0,
-                                                       real, predictions)
-                loss = loss + cosine_loss(output.hidden, taught.hidden, real, predictions)
+                    teacher_output = teacher(inputs, attention_mask=batch.attention_mask,
+                                             positions=masked_positions)
+                valid = labels != IGNORE
+                kl = soft_target_loss(output.mlm_logits, teacher_output.mlm_logits, 2.0, valid,
+                                      num_predictions)
+                cos = cosine_loss(output.hidden, teacher_output.hidden, valid, num_predictions)
+                loss = 2 * loss + 5 * kl + cos
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -82,8 +82,8 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
     types = batch.token_type_ids if net.config.type_vocab_size else None
     output = net(inputs, attention_mask=batch.attention_mask, token_type_ids=types,
                  positions=masked_positions)
-    taught = teacher and teacher(inputs, attention_mask=batch.attention_mask,
-                                 positions=masked_positions)
+    teacher_output = teacher and teacher(inputs, attention_mask=batch.attention_mask,
+                                         positions=masked_positions)
     source = f"{SCRIPTS[recipe]}.py"
     settings = ", ".join(f"{name} {getattr(run, name)}" for name in script.RECIPE)
     return "\n".join([
@@ -93,8 +93,8 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
         *_sequences(clean, batches, text, reader, run.input_format),
         *_mask(batch, reader),
         *_forward(net, seen),
-        *_predictions(output, taught, batch, reader),
-        *_loss(output, taught, batch, distill, source, run.nsp)])
+        *_predictions(output, teacher_output, batch, reader),
+        *_loss(output, teacher_output, batch, distill, source, run.nsp)])
 
 
 def _flags_of(folder: str, recipe: str) -> tuple[list[str], str]:
@@ -121,10 +121,10 @@ def _flags_of(folder: str, recipe: str) -> tuple[list[str], str]:
 
 def _text(name: str, text: data.TokenizedCorpus, reader: tokenizers.Tokenizer) -> list[str]:
     """The corpus, by its first sentence."""
-    first = data.sentences_of(next(data.read_documents(corpus.corpus_path(name))))[0]
+    first = data.sentences_of(next(corpus.read_documents(corpus.corpus_path(name))))[0]
     ids = next(data.tokenize(iter([[first]]), reader))[0]
     return [
-        *_station("text", data.read_documents, f"{len(text.documents) - 1:,} documents to train "
+        *_station("text", data.sentences_of, f"{len(text.documents) - 1:,} documents to train "
                   "on; the file begins with", repr(first)),
         *_station("tokens", data.tokenize, f"{len(text.tokens):,} numbers below V = "
                   f"{reader.get_vocab_size():,}, on disk; that sentence gives",
@@ -186,15 +186,16 @@ def _forward(net: model.MaskedLM, seen: dict[str, tuple[int, ...]]) -> list[str]
     return [*lines, f"    the last layer is read at {first_token}the predictions only"]
 
 
-def _predictions(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None",
+def _predictions(output: model.MaskedLMOutput, teacher_output: "model.MaskedLMOutput | None",
                  batch: data.Batch, reader: tokenizers.Tokenizer) -> list[str]:
     """What is expected in the first sequence's blanks."""
     lines = _station("logits", model.MaskedLM.forward, "the decoder is the table of words: "
                      f"(B, M, V) = {tuple(output.mlm_logits.shape)}")
     for slot in (batch.labels[0] != IGNORE).nonzero().flatten().tolist()[:SHOWN]:
         word = int(batch.labels[0, slot])
-        for who, logits in (("teacher: ", taught and taught.mlm_logits), ("", output.mlm_logits)):
-            if logits is not None:
+        for who, found in (("teacher: ", teacher_output), ("", output)):
+            if found is not None:
+                logits = found.mlm_logits
                 shares = logits[0, slot].softmax(-1)
                 best = ", ".join(f"{reader.id_to_token(int(id))} {shares[id]:.1%}"
                                  for id in shares.topk(4).indices)
@@ -204,8 +205,8 @@ def _predictions(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | N
     return lines
 
 
-def _loss(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None", batch: data.Batch,
-          distill: DistillConfig | None, source: str, nsp: bool) -> list[str]:
+def _loss(output: model.MaskedLMOutput, teacher_output: "model.MaskedLMOutput | None",
+          batch: data.Batch, distill: DistillConfig | None, source: str, nsp: bool) -> list[str]:
     """Each term, computed by the functions that the scripts call, and their sum."""
     mlm = losses.mlm_loss(output.mlm_logits, batch.labels)
     lines = _station("loss", losses.mlm_loss, f"mlm: the mean of all predictions in the batch is "
@@ -219,10 +220,10 @@ def _loss(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None", b
                           f"random has {share:.1%}")
         total, weights = mlm + next_sentence, "mlm + nsp"
     if distill:
-        real = batch.labels != IGNORE
-        kl = losses.soft_target_loss(output.mlm_logits, taught.mlm_logits, distill.temperature,
-                                     real)
-        cos = losses.cosine_loss(output.hidden, taught.hidden, real)
+        valid = batch.labels != IGNORE
+        kl = losses.soft_target_loss(output.mlm_logits, teacher_output.mlm_logits,
+                                     distill.temperature, valid)
+        cos = losses.cosine_loss(output.hidden, teacher_output.hidden, valid)
         lines += _station("loss", losses.soft_target_loss, f"kl: {kl:.4f}, at temperature "
                           f"{distill.temperature:g}")
         lines += _station("loss", losses.cosine_loss, f"cos: {cos:.4f}, of the last hidden states")

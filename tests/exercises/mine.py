@@ -13,7 +13,7 @@ def readable_attention(query, key, value, attn_mask=None, dropout_p=0.0):
     raise NotImplementedError("write readable_attention in tests/exercises/mine.py")
 
 
-def soft_target_loss(student_logits, teacher_logits, temperature, real=None, count=None):
+def soft_target_loss(student_logits, teacher_logits, temperature, valid=None, denominator=None):
     """minibert/losses.py: KL from teacher to student at a temperature, times its square."""
     raise NotImplementedError("write soft_target_loss in tests/exercises/mine.py")
 

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minibert import ModelConfig, load_pretrained, save_pretrained
-from minibert.data import (TokenizedCorpus, full_sentences, read_documents, segment_pairs,
-                           sentences_of, tokenize)
+from minibert.data import (TokenizedCorpus, full_sentences, segment_pairs, sentences_of,
+                           tokenize)
 from minibert.errors import UserError
+from minibert.files.corpus import read_documents
 from minibert.masking import IGNORE, mask_tokens
 from minibert.model import MaskedLM
 from minibert.tasks.finetune import load_classifier
