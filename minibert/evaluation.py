@@ -38,7 +38,7 @@ def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
 
 
 @torch.no_grad()
-def evaluate(model: MaskedLM, batch: Batch, size: int = 256,
+def evaluate(model: MaskedLM, batch: Batch, batch_size: int = 256,
              teacher: MaskedLM | None = None) -> dict:
     """Loss in nats per target and accuracy on a fixed set, beside the entropy of its targets.
 
@@ -50,8 +50,8 @@ def evaluate(model: MaskedLM, batch: Batch, size: int = 256,
     labels = batch.labels
     was_training = model.training
     model.eval()
-    loss, right, kl, same, nsp_guesses = 0.0, 0, 0.0, 0, []
-    for rows in torch.arange(len(labels), device=labels.device).split(size):
+    loss, correct, kl, agreeing, nsp_guesses = 0.0, 0, 0.0, 0, []
+    for rows in torch.arange(len(labels), device=labels.device).split(batch_size):
         inputs = dict(input_ids=batch.input_ids[rows], positions=batch.masked_positions[rows],
                       attention_mask=batch.attention_mask[rows],
                       token_type_ids=batch.token_type_ids[rows])
@@ -59,31 +59,31 @@ def evaluate(model: MaskedLM, batch: Batch, size: int = 256,
         valid = labels[rows] != IGNORE
         guesses = output.mlm_logits.argmax(-1)
         loss += mlm_loss(output.mlm_logits, labels[rows], denominator=1).item()
-        right += (guesses == labels[rows]).sum().item()
+        correct += (guesses == labels[rows]).sum().item()
         if output.nsp_logits is not None:
             nsp_guesses.append(output.nsp_logits.argmax(-1))
         if teacher is not None:
             teacher_logits = teacher(**inputs).mlm_logits
             kl += soft_target_loss(output.mlm_logits, teacher_logits, 1.0, valid,
                                    denominator=1).item()
-            same += ((guesses == teacher_logits.argmax(-1)) & valid).sum().item()
+            agreeing += ((guesses == teacher_logits.argmax(-1)) & valid).sum().item()
     targets = labels[labels != IGNORE].cpu()
     share = targets.bincount().double() / len(targets)
     digest = hashlib.sha256(b"".join(
         tensor.cpu().numpy().tobytes()
         for tensor in (batch.input_ids, batch.masked_positions, labels)))
-    result = {"mlm_loss": loss / len(targets), "accuracy": right / len(targets),
+    result = {"mlm_loss": loss / len(targets), "accuracy": correct / len(targets),
               "targets": len(targets), "unigram_entropy": -torch.special.xlogy(share, share).sum()
               .item(), "hash": digest.hexdigest()[:16]}
     if teacher is not None:
-        result |= {"kl_to_teacher": kl / len(targets), "agreement": same / len(targets)}
+        result |= {"kl_to_teacher": kl / len(targets), "agreement": agreeing / len(targets)}
     if nsp_guesses and batch.is_random_next.any():
-        result |= nsp_scores(model, batch, torch.cat(nsp_guesses), size)
+        result |= nsp_scores(model, batch, torch.cat(nsp_guesses), batch_size)
     model.train(was_training)
     return result
 
 
-def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, size: int) -> dict[str, float]:
+def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, batch_size: int) -> dict[str, float]:
     """Accuracy of next sentence prediction, and three figures that say what it is worth.
 
     guesses: (N,) 0/1. nsp_majority: always the more frequent answer. nsp_length: the best rule
@@ -94,7 +94,7 @@ def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, size: int) -> dic
     random, length = batch.is_random_next.bool(), batch.attention_mask.sum(1)
     shares = torch.stack([((length >= cut) == random).double().mean() for cut in length.unique()])
     swapped = []
-    for rows in (~random).nonzero()[:, 0].split(size):
+    for rows in (~random).nonzero()[:, 0].split(batch_size):
         ids, types = swap_segments(batch.input_ids[rows], batch.attention_mask[rows],
                                    batch.token_type_ids[rows])
         swapped.append(model(ids, attention_mask=batch.attention_mask[rows], token_type_ids=types,

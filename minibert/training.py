@@ -27,7 +27,7 @@ from minibert.data import Batch, Batches, TokenizedCorpus
 from minibert.errors import UserError
 from minibert.evaluation import evaluate, evaluation_set
 from minibert.files.hub import save_pretrained
-from minibert.files.run_folder import open_run, write_json, written_aside
+from minibert.files.run_folder import atomic_write, open_run, write_json
 from minibert.masking import IGNORE, hash_bits
 from minibert.model import MaskedLM
 from minibert.tokenizer import continuations, special_ids
@@ -292,7 +292,7 @@ class Training:
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
                  "step": self.step, "cursor": self.batches.cursor, "tokens": self.tokens,
                  "targets": self.targets, "seconds": self.seconds, "window": self.window}
-        with written_aside(self.out / "checkpoint.pt") as aside, open(aside, "wb") as file:
+        with atomic_write(self.out / "checkpoint.pt") as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
 
     def _resume(self) -> None:

@@ -157,15 +157,15 @@ def noise(values, places):
 def test_predictions_are_compared_by_default(run):
     """Would catch trap 32: comparing everywhere, where the teacher never learned to answer."""
     default, predicted = run(), run("--distill-positions", "predicted")
-    everywhere = run("--distill-positions", "all")
+    all_positions = run("--distill-positions", "all")
     assert DistillConfig(teacher="-").distill_positions == "predicted"
     assert default.log[0]["kl"] == predicted.log[0]["kl"]
     assert default.teacher_calls[0].positions.shape == (8, 2)  # round(0.15 * 16) predictions
-    assert everywhere.teacher_calls[0].positions is None
+    assert all_positions.teacher_calls[0].positions is None
     for term in ("kl", "cos"):
-        assert everywhere.log[0][term] != pytest.approx(default.log[0][term], rel=1e-3)
+        assert all_positions.log[0][term] != pytest.approx(default.log[0][term], rel=1e-3)
     # The hard labels are at the predictions either way.
-    assert everywhere.log[0]["mlm"] == pytest.approx(default.log[0]["mlm"], rel=1e-5)
+    assert all_positions.log[0]["mlm"] == pytest.approx(default.log[0]["mlm"], rel=1e-5)
 
 
 @BOTH
@@ -206,9 +206,9 @@ def test_without_soft_targets_the_teacher_is_not_asked(run):
 def test_accumulation_changes_no_loss(run, where):
     """Would catch trap 26: the mean of micro-batches' means, where they hold different counts."""
     whole = run("--distill-positions", where).log[0]
-    parts = run("--distill-positions", where, "--gradient-accumulation-steps", "4").log[0]
+    accumulated = run("--distill-positions", where, "--gradient-accumulation-steps", "4").log[0]
     for term in ("loss", "mlm", "kl", "cos", "grad_norm"):
-        assert parts[term] == pytest.approx(whole[term], rel=1e-4), term
+        assert accumulated[term] == pytest.approx(whole[term], rel=1e-4), term
 
 
 def test_a_finished_run_of_other_settings_is_refused(run):

@@ -18,7 +18,7 @@ from minibert.data import Batch, Batches
 from minibert.errors import UserError, run_cli
 from minibert.evaluation import evaluate, evaluation_set
 from minibert.files.corpus import prepare
-from minibert.files.run_folder import written_aside
+from minibert.files.run_folder import atomic_write
 from minibert.losses import mlm_loss
 from minibert.masking import IGNORE, DynamicMasker, mask_tokens
 from minibert.model import Block, MaskedLM
@@ -36,14 +36,14 @@ CONFIG = ModelConfig(vocab_size=120, hidden_size=16, num_hidden_layers=2, num_at
 def test_trap_23_weight_decay_groups():
     """Catches LayerNorms picked by name, decayed biases, a tied weight that is in both groups."""
     model = MaskedLM(CONFIG)
-    decayed, kept = optimizer_groups(model, 0.01)
+    decay, no_decay = optimizer_groups(model, 0.01)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = [names[id(p)] for group in (decayed, kept) for p in group["params"]]
+    found = [names[id(p)] for group in (decay, no_decay) for p in group["params"]]
     assert sorted(found) == sorted(names.values())
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.01, 0.0)
-    kept_names = {names[id(p)] for p in kept["params"]}
-    assert kept_names == {n for n in names.values() if "norm" in n or n.endswith("bias")}
-    assert "encoder.embeddings.word.weight" not in kept_names
+    assert (decay["weight_decay"], no_decay["weight_decay"]) == (0.01, 0.0)
+    no_decay_names = {names[id(p)] for p in no_decay["params"]}
+    assert no_decay_names == {n for n in names.values() if "norm" in n or n.endswith("bias")}
+    assert "encoder.embeddings.word.weight" not in no_decay_names
 
 
 def test_trap_24_bias_correction_is_the_departure_we_name():
@@ -460,7 +460,7 @@ class FullDisk:
 
 def test_disk_full_inside_torch(tmp_path):
     """Catches the RuntimeError that torch's writer makes of a full disk: a traceback for a user."""
-    with pytest.raises(OSError, match="No space"), written_aside(tmp_path / "a"):
+    with pytest.raises(OSError, match="No space"), atomic_write(tmp_path / "a"):
         torch.save({"weight": torch.zeros(1000)}, FullDisk())
     assert not list(tmp_path.iterdir())
 

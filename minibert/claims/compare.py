@@ -29,7 +29,7 @@ from minibert.data import TokenizedCorpus, make_sequences
 from minibert.errors import UserError
 from minibert.files.corpus import prepare
 from minibert.files.hub import load_pretrained
-from minibert.files.run_folder import ROOT, machine, warn_of_other_code, written_aside
+from minibert.files.run_folder import ROOT, atomic_write, machine, warn_of_other_code
 from minibert.tools.fill_mask import blanks, fill_mask
 
 
@@ -255,7 +255,7 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
 
 def write_logs(runs: list[Run], path: Path) -> None:
     """Every line of every run's log in one file, each with its arm and seed before it."""
-    with written_aside(path) as aside, open(aside, "w", encoding="utf-8") as out:
+    with atomic_write(path) as aside, open(aside, "w", encoding="utf-8") as out:
         for run in runs:
             for line in (run.out / "log.jsonl").open(encoding="utf-8"):
                 out.write(json.dumps({"arm": run.arm.name, "seed": run.seed, **json.loads(line)})

@@ -41,16 +41,16 @@ def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
     prepared = Path(os.environ.get("MINIBERT_PREPARED", DATA / "prepared"))
     folder = prepared / f"{path.name.split('.')[0]}-{fingerprint[:12]}"
     if not folder.exists():
-        aside = folder.with_name(f"{folder.name}.{os.getpid()}")
-        aside.mkdir(parents=True)
+        temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
+        temporary.mkdir(parents=True)
         try:
-            _prepare(path, aside, kind, vocab_size, tokenizer)
-            aside.rename(folder)
+            _prepare(path, temporary, kind, vocab_size, tokenizer)
+            temporary.rename(folder)
         except OSError:
             if not folder.exists():  # another run was faster; its arrays are the same
                 raise
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return (load_tokenizer(folder / "tokenizer.json"), load_corpus(folder, "train"),
             load_corpus(folder, "held-out"), fingerprint)
 

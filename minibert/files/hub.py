@@ -129,7 +129,7 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
                         "the run that it was made from")
     theirs = _read_weights(folder)
     config = _read_config(folder, "cls.seq_relationship.weight" in theirs)
-    model = shell(lambda: MaskedLM(config), config, theirs, folder)
+    model = build_on_meta(lambda: MaskedLM(config), config, theirs, folder)
     decoder = _DECODERS[config.model_type]
     ignored = {f"{decoder}.weight", f"{decoder}.bias", "bert.embeddings.position_ids",
                "roberta.embeddings.position_ids", "roberta.pooler.dense.weight",
@@ -160,8 +160,8 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     return model, tokenizer
 
 
-def shell(make: Callable[[], nn.Module], config: ModelConfig, weights: dict[str, Tensor],
-          folder: str | Path) -> nn.Module:
+def build_on_meta(make: Callable[[], nn.Module], config: ModelConfig,
+                  weights: dict[str, Tensor], folder: str | Path) -> nn.Module:
     """What `make` makes of a stranger's config, without memory: the file's tensors become weights.
 
     Raises UserError when the config asks for more layers than there are weights, or sizes that no

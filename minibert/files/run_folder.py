@@ -53,14 +53,14 @@ def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
             raise UserError(f"{out} is there and is no run folder; name another with --out")
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "run.json", {"settings": dataclasses.asdict(run), **metadata, **machine()})
-    held = open(out / ".lock", "w")  # a file that nobody else opens: closing it gives up the lock
+    lock = open(out / ".lock", "w")  # a file that nobody else opens: closing it gives up the lock
     try:
         if fcntl:
-            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process gives it back
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process gives it back
     except (BlockingIOError, PermissionError):  # what POSIX allows to be said of a held lock
         raise UserError(f"another process is training in {out}; wait for it, or name another "
                         "folder with --out") from None
-    return held
+    return lock
 
 
 def _compare(run: RunConfig, metadata: dict[str, Any]) -> None:
@@ -117,20 +117,20 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place only when it is whole and on disk."""
-    aside = path.with_name(path.name + ".part")
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A file to write next to `path`, which takes its place only when it is whole and on disk."""
+    temporary = path.with_name(path.name + ".part")
     try:
-        yield aside
-        with open(aside, "rb") as written:
+        yield temporary
+        with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except RuntimeError as error:  # torch's writer hides what the file system said
         raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

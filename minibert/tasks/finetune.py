@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from minibert.config import FinetuneConfig, ModelConfig, RunConfig, pick_device
 from minibert.errors import UserError
-from minibert.files.hub import load_pretrained, read_tensors, shell
+from minibert.files.hub import build_on_meta, load_pretrained, read_tensors
 from minibert.files.run_folder import write_json
 from minibert.losses import soft_target_loss
 from minibert.masking import hash_bits
@@ -225,7 +225,8 @@ def load_classifier(folder: str) -> tuple[SequenceClassifier, Tokenizer, dict]:
         raise UserError(f"{path}/classifier.json cannot be used ({error}); fine-tune again") \
             from None
     weights = read_tensors(path / "classifier.pt")
-    model = shell(lambda: SequenceClassifier(config, len(classes) or 1), config, weights, folder)
+    model = build_on_meta(lambda: SequenceClassifier(config, len(classes) or 1), config, weights,
+                          folder)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
