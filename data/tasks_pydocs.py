@@ -10,7 +10,7 @@ from download import write_aside
 
 from minibert.data import sentences_of
 from minibert.errors import run_cli
-from minibert.files.corpus import held_out_documents, text_of
+from minibert.files.corpus import held_out_documents, corpus_path
 from minibert.masking import hash_bits
 
 MIN_DOCUMENTS = 100  # of a library that is a class: fewer leave too little to be held out
@@ -127,9 +127,9 @@ def halves(pages: list[Document], number: int) -> Iterator[str]:
 
 
 def bigram_score(rows: list[str], likelihood: Callable) -> float:
-    """Return how often `likelihood` finds the right text likelier; rows are as `halves` yields them.
+    """Return how often `likelihood` finds the right text likelier; a tie counts half.
 
-    It reads what is scored and the word before it. A tie counts half.
+    rows: as `halves` yields them, of which it reads what is scored and the word before it.
     >>> bigram_score(["a b c\\tc b c\\t-2:"], lambda words: words.count("a"))
     1.0
     """
@@ -143,7 +143,7 @@ def bigram_score(rows: list[str], likelihood: Callable) -> float:
 
 def main() -> None:
     """Write the three tasks; no run trains on the documents of a dev.tsv."""
-    text = text_of("pydocs")
+    text = corpus_path("pydocs")
     pages = documents(text.read_text(encoding="utf-8"),
                       text.with_suffix(".tsv").read_text(encoding="utf-8"))
     held_out = held_out_documents(len(pages))

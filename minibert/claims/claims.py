@@ -94,10 +94,8 @@ UNTRAINED_HALF = Arm("random weights, half the layers", flags="--num-hidden-laye
                      budget=0.0, tasks=True)
 HALF_DEPTH = Arm("RoBERTa, half the layers", flags="--num-hidden-layers {half}", tasks=True)
 
-# RoBERTa's masks and optimizer in every arm of this claim, so that the pairs are what differs.
-_PAIRS = "--masking dynamic --adam-beta2 0.98 --max-grad-norm 0"
-WITH_NSP = Arm("pairs with NSP", "train_bert", _PAIRS, tasks=True)
-WITHOUT_NSP = Arm("pairs without NSP", "train_bert", f"{_PAIRS} --no-nsp", tasks=True)
+# Segment pairs as BERT has them, but nothing to learn from them except the masked words.
+WITHOUT_NSP = Arm("BERT without the NSP loss", "train_bert", "--no-nsp", tasks=True)
 DOCUMENTS = Arm("document sentences", flags="--input-format doc-sentences", budget=0.5)
 
 HALF_STEPS = Arm("RoBERTa, half the steps", budget=0.5)
@@ -166,10 +164,10 @@ CLAIMS = (
         "are trained alike, from random weights and without a teacher, and differ in depth alone.",
         (UNTRAINED, UNTRAINED_HALF)),
     Claim("nsp", "dropping NSP loses nothing", (
-        Contrast(WITHOUT_NSP, WITH_NSP, "no worse", measure=PAIRS_LOSS),
-        Contrast(WITHOUT_NSP, WITH_NSP, "no worse", 0.01, TASKS),
-        Contrast(ROBERTA, WITH_NSP, "no worse"),
-        Contrast(ROBERTA, WITH_NSP, "no worse", measure=PAIRS_LOSS),
+        Contrast(WITHOUT_NSP, BERT, "no worse", measure=PAIRS_LOSS),
+        Contrast(WITHOUT_NSP, BERT, "no worse", 0.01, TASKS),
+        Contrast(ROBERTA, BERT, "no worse"),
+        Contrast(ROBERTA, BERT, "no worse", measure=PAIRS_LOSS),
         Contrast(ROBERTA, WITHOUT_NSP, "no worse"),
         Contrast(ROBERTA, WITHOUT_NSP, "no worse", measure=PAIRS_LOSS),
         Contrast(DOCUMENTS, HALF_STEPS, "no worse")),
@@ -177,7 +175,9 @@ CLAIMS = (
         "SST-2",
         "Theirs are scores of fine-tuned tasks after a million steps; ours is first of all the "
         "loss, early in training, when two fragments of text in a short sequence are harder to "
-        "learn from than one.", learns_nsp=WITH_NSP),
+        "learn from than one. Between RoBERTa's full sentences and BERT's pairs Adam's beta 2, the "
+        "clipping of gradients and, from the eleventh epoch on, the masks differ, too.",
+        learns_nsp=BERT),
     Claim("masking", "static masks are wasteful, dynamic ones are not", (
         Contrast(DYNAMIC, STATIC_10, "better"), Contrast(DYNAMIC, STATIC_1, "better")),
         "RoBERTa Table 1, ten static masks against dynamic: +0.4 SQuAD 2.0, -0.3 MNLI, +0.4 SST-2",

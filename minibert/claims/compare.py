@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minibert.claims.claims import CLAIMS, GRIDS, Arm, Grid
+from minibert.claims.claims import CLAIMS, GRIDS, Arm
 from minibert.claims.exact import EXACT, forward_seconds
 from minibert.claims.judge import arms_of, interval, judge_claim, metrics_of
 from minibert.claims.plan import Run, plan, plan_lines, read_flags, shape_flags, too_small
@@ -24,7 +24,7 @@ from minibert.config import pick_device
 from minibert.errors import UserError
 from minibert.files.corpus import prepare
 from minibert.files.hub import load_pretrained
-from minibert.files.run_folder import ROOT, machine, warn_of_other_code, written_aside
+from minibert.files.run_folder import ROOT, atomic_write, machine, warn_of_other_code
 from minibert.tools.fill_mask import blanks, fill_mask
 
 
@@ -110,9 +110,9 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
         raise UserError(f"there is no claim {unknown[0]!r}; the claims are {', '.join(ids)}")
     interval([0.0] * seeds)  # too few seeds are said before the first run, not after the last
     flags = ["--corpus", corpus]
-    run, shape = read_flags("train_roberta", ["--preset", chosen_grid.preset, *flags,
+    run, base_config = read_flags("train_roberta", ["--preset", chosen_grid.preset, *flags,
                                               *shape_flags(chosen_grid)])
-    tokenizer, text, held_out, fingerprint = prepare(corpus, run.tokenizer, shape.vocab_size)
+    tokenizer, text, held_out, fingerprint = prepare(corpus, run.tokenizer, base_config.vocab_size)
     claims = [claim for claim in CLAIMS if claim.id in chosen]
     refused = {claim.id: why for claim in claims if (why := too_small(claim, chosen_grid, text))}
     tested = tuple(claim for claim in claims if claim.id not in refused)
@@ -148,7 +148,7 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
 
 def write_logs(runs: list[Run], path: Path) -> None:
     """Every line of every run's log in one file, each with its arm and seed before it."""
-    with written_aside(path) as aside, open(aside, "w", encoding="utf-8") as out:
+    with atomic_write(path) as aside, open(aside, "w", encoding="utf-8") as out:
         for run in runs:
             for line in (run.out / "log.jsonl").open(encoding="utf-8"):
                 out.write(json.dumps({"arm": run.arm.name, "seed": run.seed, **json.loads(line)})

@@ -1,4 +1,4 @@
-"""Plan the claims' arms: each run's command, its folder, and the run that must be there before it."""
+"""Plan the claims' arms: the command and folder of each run, and the run that comes before it."""
 import hashlib
 import importlib
 import json
@@ -11,7 +11,7 @@ from typing import Any
 from minibert.claims.claims import Arm, Claim, Grid
 from minibert.claims.judge import arms_of
 from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
-from minibert.data import Text, make_sequences, training_text
+from minibert.data import TokenizedCorpus, make_sequences, training_part
 from minibert.files.run_folder import ROOT
 
 
@@ -40,7 +40,7 @@ class Run:
 
 
 def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], folder: Path,
-         text: Text, corpus: str) -> dict[tuple[Arm, int], Run]:
+         text: TokenizedCorpus, corpus: str) -> dict[tuple[Arm, int], Run]:
     """Return every run that the claims need, teachers before students.
 
     flags: what all runs share (the corpus). corpus: its fingerprint, which becomes a part of the
@@ -110,7 +110,7 @@ def slice_tokens(arm: Arm, grid: Grid) -> int:
     return round(arm.text * grid.tokens)
 
 
-def too_small(claim: Claim, grid: Grid, text: Text) -> str:
+def too_small(claim: Claim, grid: Grid, text: TokenizedCorpus) -> str:
     """Return why a text is too small for a claim; "" where it is not.
 
     A slice of more than half of the text would leave too little that the other arms see more of.
@@ -152,10 +152,10 @@ def layers_computed(arm: Arm, grid: Grid) -> float:
     return grid.layers / 2 + taught * grid.layers / 3
 
 
-def tokens_in_a_sequence(run: RunConfig, text: Text) -> float:
+def tokens_in_a_sequence(run: RunConfig, text: TokenizedCorpus) -> float:
     """Return the mean number of non-padding tokens in a sequence, in which the formats differ."""
-    spans = make_sequences(training_text(text, run), run.input_format, run.seq_length,
-                           seed=0, copy=0, short_seq_prob=run.short_seq_prob)
+    spans = make_sequences(training_part(text, run), run.input_format, run.seq_length,
+                           seed=0, dupe=0, short_seq_prob=run.short_seq_prob)
     a, b = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
     return float((a + b + 2 + (b > 0)).mean())
 

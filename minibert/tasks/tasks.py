@@ -148,8 +148,8 @@ def shared_words(choices: list[Choice]) -> float:
 def load_task(name: str, task_dir: str, rows: int = 0) -> TaskData:
     """Read a task from task_dir or, where that is "", from data/tasks, made or downloaded there.
 
-    rows: how many of train.tsv to use; 0: as many as the task asks for. Raises UserError when there is no such task, and
-    when a file cannot be used.
+    rows: how many of train.tsv to use; 0: as many as the task asks for. Raises UserError when
+    there is no such task, and when a file cannot be used.
     """
     if name not in TASKS:
         raise UserError(f"there is no task {name!r}; use {', '.join(TASKS)}")

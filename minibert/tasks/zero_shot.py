@@ -12,7 +12,7 @@ from minibert.config import pick_device
 from minibert.files.hub import load_pretrained
 from minibert.model import MaskedLM
 from minibert.tasks.tasks import ChoiceData
-from minibert.tokenizer import specials
+from minibert.tokenizer import special_ids
 
 BATCH = 16  # choices that are scored at a time
 
@@ -54,7 +54,7 @@ def pseudo_log_likelihood(model: MaskedLM, texts: list[tuple[list[int], list[int
     predicted from all the others, on both sides, so the sum is not a probability of the text; but
     it ranks texts well. Paper: Salazar et al. 2020 (arXiv:1910.14659), section 2.
     """
-    device, special = next(model.parameters()).device, specials(tokenizer)
+    device, special = next(model.parameters()).device, special_ids(tokenizer)
     longest = max(len(ids) for ids, _ in texts)
     padded = torch.tensor([ids + [special.pad] * (longest - len(ids)) for ids, _ in texts])
     # A copy of the text for each of its blanks.
