@@ -138,12 +138,16 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
         for arm in arms_of(claim):
             command = shlex.join(["python", *runs[arm, 0].command]).replace(f"{ROOT}/", "")
             found[-1]["arms"][arm.name]["command"] = command
-    family = {arm: runs[arm, 0] for claim in tested if claim.id == "stack"
-              for arm in arms_of(claim)}
+    members = {arm: runs[arm, 0] for claim in tested if claim.id in ("stack", "retain")
+               for arm in arms_of(claim)}
+    family = show_family(members, blanks(held_out, tokenizer))
+    for claim in found:
+        if "retained" in claim:
+            claim["found"] += f"; {size_and_speed(claim['contrasts'][0], family)}"
     about = {"name": name, "grid": dataclasses.asdict(chosen_grid), "corpus": corpus,
              "fingerprint": fingerprint, "seeds": list(range(seeds)), **machine()}
     return {**about, "left_out": [id for id in ids if id not in chosen], "claims": found,
-            "family": show_family(family, blanks(held_out, tokenizer))}
+            "family": family}
 
 
 def write_logs(runs: list[Run], path: Path) -> None:
@@ -166,8 +170,19 @@ def show_family(runs: dict[Arm, Run], texts: list[tuple[str, str]]) -> dict[str,
     latency = lambda batch: {arm.name: 1000 * statistics.median(found) for arm, found
                              in zip(runs, forward_seconds(encoders, device, batch))}
     shown = [both for arm in runs if arm.teacher in runs for both in (arm.teacher, arm)]
-    return {"latency_ms": latency(1),
+    sizes = {arm.name: sum(parameter.numel() for parameter in encoder.parameters())
+             for arm, encoder in zip(runs, encoders)}
+    return {"latency_ms": latency(1), "encoder_parameters": sizes,
             **({"latency_64_ms": latency(64)} if device == "cuda" else {}),
             "blanks": [{"word": word, "guesses": fill_mask(
                 [str(runs[arm].out) for arm in shown], text, names=[arm.name for arm in shown])}
                 for text, word in texts if shown]}
+
+
+def size_and_speed(contrast: dict[str, Any], family: dict[str, Any]) -> str:
+    """Return how much smaller and faster the contrast's first model is than its second."""
+    first, second = contrast["first"], contrast["second"]
+    size, time = family["encoder_parameters"], family["latency_ms"]
+    return (f"its encoder has {size[first] / size[second]:.0%} of the parameters "
+            f"({size[first]:,} of {size[second]:,}) and is {time[second] / time[first]:.2f} times "
+            f"as fast ({time[first]:.2f} ms a text against {time[second]:.2f})")

@@ -9,7 +9,12 @@ import numpy as np
 
 from minibert.claims.figures import CURVES, draw, draw_curves, draw_speed, draw_verdicts, losses
 from minibert.files.run_folder import atomic_write, write_json
+from minibert.claims.judge import in_words
 from minibert.tools.table import FLOORS
+
+MEASURES = {"full-sentences.mlm_loss": "loss in full sentences", "segment-pair.mlm_loss":
+            "loss in pairs", "full-sentences.kl_to_teacher": "distance from the teacher (KL)",
+            "tasks": "scores of the tasks"}
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
@@ -74,16 +79,21 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any] | No
     """The whole report as Markdown: the verdicts, each claim with its contrasts and arms, speed."""
     machine = results["machine"]
     seconds = sum(sum(arm["seconds"]) for arm in _all_arms(results).values())
-    parts = [f"# {results['name']}", f"Preset `{results['preset']}`, corpus `{results['corpus']}` "
+    grid = results["grid"]
+    parts = [f"# {results['name']}", f"{grid['layers']} layers, {grid['tokens']:,} tokens for a "
+             f"teacher, students of {grid['layers'] // 2} layers; corpus `{results['corpus']}` "
              f"(fingerprint {results['fingerprint'][:12]}), seeds {results['seeds']}, "
              f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, torch "
              f"{results['versions']['torch']}, commit {(results['commit'] or 'none')[:12]}; "
              f"{seconds / 60:.0f} minutes of training in all.", verdict_table(results),
              *(["![the verdicts](verdicts.png)"] if drawn else []),
-             "Gains are in nats per masked token on held-out text, paired by seed, with 95 % "
-             "intervals by Student's t; a positive gain is in favour of the first arm. The first "
-             "contrast of a claim gives its verdict; the margins were set before the runs. Every "
-             "run had one thread (OMP_NUM_THREADS=1); every line that it logged is in logs.jsonl."]
+             "Losses are in nats per masked token on held-out text, scores of tasks in points of a "
+             "hundred; the two are different quantities and must not be compared with each other. "
+             "Gains are paired by seed, with 95 % intervals by Student's t, and a positive gain "
+             "favours the first arm. The margins were set before the runs. *Early* marks a gain "
+             "in loss that is smaller than what the last fifth of the runs still gained, so longer "
+             "runs may decide otherwise. Every run had one thread (OMP_NUM_THREADS=1), and every "
+             "line that it logged is in logs.jsonl."]
     if results["left_out"]:
         parts.append(f"Not asked for: {', '.join(results['left_out'])}.")
     for claim in results["claims"]:
@@ -92,7 +102,7 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any] | No
             parts += _claim(claim, claim["id"] in drawn)
         else:
             parts.append(f"{claim['verdict']}: {claim['found']}.")
-        if claim["id"] == "stack":
+        if claim["id"] == "stack" and "arms" in claim:
             parts += ["### The family", models_table(claim, results["family"]),
                       *_blanks(results["family"]["blanks"])]
     if "curves" in drawn:
@@ -107,31 +117,53 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any] | No
 def _claim(claim: dict[str, Any], drawn: bool) -> list[str]:
     """The sections of a claim that was put to runs."""
     parts = [claim["differs"], _markdown(
-        ["contrast", "question", "measure", "gain", "95 % interval", "each seed", "margin",
-         "verdict"],
-        [[c["name"], c["question"], c["measure"],
-          *((f"{c['gain']:+.3f}", f"{c['low']:+.3f} to {c['high']:+.3f}",
-             " ".join(f"{gain:+.3f}" for gain in c["gains"])) if c["gains"] else ("", "", "")),
-          f"{c['margin']:g}", c["verdict"]] for c in claim["contrasts"]])]
+        ["contrast", "question", "measured by", "gain", "each seed", "margin", "verdict"],
+        [[c["name"], c["question"], MEASURES[c["measure"]], in_words(c),
+          " ".join(f"{gain:+.3f}" for gain in c["gains"]), f"{c['margin']:g}", c["verdict"]]
+         for c in claim["contrasts"]])]
     if "gap" in claim:
         parts.append(f"{claim['gap']['says']}.")
+        parts += _teacher_not_done(claim)
+    if "retained" in claim:
+        parts.append(_markdown(["share of the teacher's score that is kept", "each seed"], [
+            [task, " ".join(f"{share:.0%}" for share in shares)]
+            for task, shares in claim["retained"]["shares"].items()]))
     if drawn:
         parts.append(f"![{claim['id']}]({claim['id']}.png)")
     parts.append(_markdown(
-        ["arm", "loss, full sentences", "loss, pairs", "training loss", "steps", "epochs begun",
-         "tokens", "seconds", "besides"],
+        ["arm", "loss, full sentences", "loss, pairs", "training loss", "gain of the last fifth",
+         "steps", "epochs begun", "tokens", "seconds", "also measured"],
         [[name, *(" ".join(f"{value:.3f}" for value in values) for values in (
-            losses(arm), losses(arm, "segment-pair"), arm["train_loss"])),
+            losses(arm), losses(arm, "segment-pair"), arm["train_loss"], arm["last_fifth"])),
           f"{arm['steps']:,}", str(arm["epochs"]), f"{np.mean(arm['tokens']):,.0f}",
           f"{np.mean(arm['seconds']):.0f}", _besides(arm)] for name, arm in claim["arms"].items()]))
     tasks = task_scores(claim["arms"])
     if len(tasks) > 1 + len(FLOORS):  # of two arms or more
-        parts.append("Fine-tuned, each seed; in brackets what needs no model:")
+        parts.append("Scores of tasks, each seed; in brackets what needs no model, and the networks "
+                     "with random weights show what pretraining is worth:")
         parts.append(_markdown(["arm", *tasks["(majority)"]], [
             [name, *(" ".join(f"{score:.3f}" for score in scores) for scores in row.values())]
             for name, row in tasks.items()]))
     return [*parts, "```\n" + "\n".join(arm["command"] for arm in claim["arms"].values())
             + "\n```"]
+
+
+def _teacher_not_done(claim: dict[str, Any]) -> list[str]:
+    """Say so when training the teacher on closes more than half of the gap that is distilled.
+
+    Then the teacher was not done, and what its student learns may be what any more steps teach.
+    """
+    trained_on = [arm for name, arm in claim["arms"].items() if "trained on" in name]
+    teachers = [arm for arm in trained_on if arm["teacher"] in claim["arms"]]
+    if not teachers:
+        return []
+    mean = lambda arm: float(np.mean(losses(arm)))
+    teacher = claim["arms"][teachers[0]["teacher"]]
+    worst = claim["arms"][claim["contrasts"][0]["second"]]
+    more, gap = mean(teacher) - mean(teachers[0]), mean(worst) - mean(teacher)
+    done = "was not done" if more > gap / 2 else "was nearly done"
+    return [f"The teacher {done}: trained on for the student's budget it gains {more:+.3f} nats, "
+            f"while {gap:.3f} nats lie between it and the untaught student."]
 
 
 def task_scores(arms: dict[str, dict]) -> dict[str, dict[str, list[float]]]:
@@ -158,6 +190,7 @@ def models_table(claim: dict[str, Any], family: dict[str, Any]) -> str:
     tasks = list(scores.get("(majority)", {}))
     timed = {name: family[key] for name, key in (("ms a text", "latency_ms"),
                                                  ("ms for 64", "latency_64_ms")) if key in family}
+    encoders = family.get("encoder_parameters", {})
     rows = []
     for name, arm in arms.items():
         cells = []
@@ -167,13 +200,13 @@ def models_table(claim: dict[str, Any], family: dict[str, Any]) -> str:
             kept = f" ({(mean - floor) / above:.0%})" if above > 0.02 else ""
             cells.append(f"{mean:.3f}{kept}")
         rows.append([name, str(arm["layers"]), f"{arm['parameters']:,}",
-                     f"{arm['disk'] / 1e6:.1f}", *(f"{ms[name]:.2f}" for ms in timed.values()),
+                     f"{encoders[name]:,}" if encoders else "", f"{arm['disk'] / 1e6:.1f}", *(f"{ms[name]:.2f}" for ms in timed.values()),
                      f"{np.mean(losses(arm)):.3f}", *cells])
     for floor in FLOORS if tasks else ():
-        rows.append([floor, *[""] * (4 + len(timed)), *(
+        rows.append([floor, *[""] * (5 + len(timed)), *(
             f"{scores[floor][task][0]:.3f}" if scores[floor][task] else "" for task in tasks)])
-    return _markdown(["model", "layers", "parameters", "MB", *timed, "MLM loss", *tasks],
-                     rows)
+    return _markdown(["model", "layers", "parameters", "of its encoder", "MB", *timed, "MLM loss",
+                      *tasks], rows)
 
 
 def _blanks(blanks: list[dict[str, str]]) -> list[str]:

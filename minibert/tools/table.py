@@ -18,7 +18,8 @@ COLUMNS = (
     ("loss in pairs", lambda m: m["segment-pair"]["mlm_loss"], "{:.3f}"),
     ("seconds", lambda m: m["seconds"], "{:.0f}"),
 )
-FLOORS = {"(majority)": "majority", "(bag of words)": "bag_of_words", "(word overlap)": "overlap"}
+FLOORS = {"(majority)": "majority", "(bag of words)": "bag_of_words", "(word overlap)": "overlap",
+          "(pairs of words)": "bigrams"}
 
 
 def family_table(folders: list[str]) -> str:
