@@ -16,12 +16,14 @@ from conftest import BUDGET, TOY
 
 from minibert.__main__ import main
 from minibert.claims import compare as compare_module
+from minibert.claims import plan as plan_module
 from minibert.claims.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
-from minibert.claims.compare import (Run, compare, plan, read_flags, run_all, shape_flags,
-                              tokens_in_a_sequence)
+from minibert.claims.compare import Run, compare, run_all
 from minibert.claims.judge import arms_of
+from minibert.claims.plan import (last_of_each, plan, plan_lines, read_flags, shape_flags,
+                                  slice_tokens, tokens_in_a_sequence, too_small)
 from minibert.claims.verdicts import (_claim, models_table, report, task_scores, verdict_lines,
-                               verdict_table, write_report)
+                                      verdict_table, write_report)
 from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
 from minibert.data import TokenizedCorpus
 from minibert.errors import UserError
@@ -29,10 +31,12 @@ from minibert.files.corpus import prepare
 
 # ---- the table of claims
 
-MAY_DIFFER = {"nsp": {"input_format", "nsp", "steps"}, "masking": {"masking", "static_masks"},
-              "data": {"data_fraction"}, "steps": {"steps"},
+MAY_DIFFER = {"worth": {"steps"}, "capacity": {"num_hidden_layers"},
+              "nsp": {"input_format", "nsp", "masking", "static_masks", "adam_beta2",
+                      "max_grad_norm"},
+              "masking": {"masking", "static_masks"}, "data": {"text"}, "steps": {"steps"},
               "distill": {"alpha_kl", "alpha_cos", "init", "steps"},
-              "soft": {"alpha_kl", "alpha_mlm", "data_fraction"},
+              "soft": {"alpha_kl", "alpha_mlm", "text"},
               "terms": {"alpha_kl", "alpha_mlm", "alpha_cos"},
               "stack": {"teacher", "data_fraction", "steps", "input_format", "nsp", "masking",
                         "adam_beta2", "max_grad_norm", "static_masks"}}
@@ -41,18 +45,19 @@ MAY_DIFFER = {"nsp": {"input_format", "nsp", "steps"}, "masking": {"masking", "s
 def settings_of(arm, grid):
     script = importlib.import_module(arm.script)
     other = DistillConfig if arm.script == "distill" else ModelConfig
-    flags = [*grid.flags.split(), *arm.flags.format(layers=grid.layers).split(), "--out", "x",
-             "--preset", "tiny"]
+    flags = ["--preset", "tiny", "--out", "x", *grid.flags.split()]
     flags += ["--teacher", arm.teacher.name] if arm.teacher else shape_flags(grid)
+    flags += arm.flags.format(layers=grid.layers, half=grid.layers // 2).split()
     run, more = parse_flags(script.__doc__, script.RECIPE, script.STEPS, other, argv=flags)
-    return {**dataclasses.asdict(run), **dataclasses.asdict(more), "steps": arm.budget}
+    return {**dataclasses.asdict(run), **dataclasses.asdict(more), "steps": arm.budget,
+            "text": arm.text, "eval_every": 0}
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_rule_6_arms_differ_in_what_the_claim_is_about(claim):
     """Catches an arm that was given more than its claim says: a rate, a depth, a clip."""
     for contrast in claim.contrasts:
-        first, second = (settings_of(arm, GRIDS["tiny"])
+        first, second = (settings_of(arm, GRIDS["quick"])
                          for arm in (contrast.first, contrast.second))
         apart = {name for name in {*first, *second} if first.get(name) != second.get(name)}
         may = MAY_DIFFER.get(claim.id, apart)  # a claim of one's own may be about anything
@@ -77,8 +82,8 @@ def text(toy_text):
 def test_plan_shares_runs_and_orders_teachers(text, tmp_path, monkeypatch):
     """Catches an arm that is trained once for each claim, a student before its teacher, another
     command or text in a folder that counts as done."""
-    flags = ["--preset", "tiny"]
-    runs = plan(CLAIMS, GRIDS["tiny"], range(2), flags, tmp_path, text, "abc")
+    grid, flags = dataclasses.replace(GRIDS["quick"], tokens=20_000), []
+    runs = plan(CLAIMS, grid, range(2), flags, tmp_path, text, "abc")
     arms = {arm for claim in CLAIMS for arm in arms_of(claim)}
     assert len(runs) == 2 * len(arms) == len({run.out for run in runs.values()})
     seen = []
@@ -86,14 +91,14 @@ def test_plan_shares_runs_and_orders_teachers(text, tmp_path, monkeypatch):
         assert run.teacher is None or run.teacher in seen and run.teacher.seed == seed
         seen.append(run)
         assert ("--tasks" in run.command) == (not arm.tasks)  # the preset's, or none
-    other = plan(CLAIMS, GRIDS["tiny"], range(2), flags, tmp_path, text, "abd")
-    changed = plan(CLAIMS, dataclasses.replace(GRIDS["tiny"], flags="--batch-size 16"), range(2),
-                   flags, tmp_path, text, "abc")
+    other = plan(CLAIMS, grid, range(2), flags, tmp_path, text, "abd")
+    changed = plan(CLAIMS, dataclasses.replace(grid, flags="--batch-size 16"), range(2), flags,
+                   tmp_path, text, "abc")
     moved = []  # the same runs, wherever the project lies
     for root in (tmp_path / "here", tmp_path / "there"):
-        monkeypatch.setattr(compare_module, "ROOT", root)
+        monkeypatch.setattr(plan_module, "ROOT", root)
         moved.append([run.out.relative_to(root) for run in plan(
-            CLAIMS, GRIDS["tiny"], range(1), flags, root / "runs", text, "abc").values()])
+            CLAIMS, grid, range(1), flags, root / "runs", text, "abc").values()])
     assert moved[0] == moved[1]
     for again in (other, changed):
         assert not {run.out for run in again.values()} & {run.out for run in runs.values()}
@@ -102,14 +107,13 @@ def test_plan_shares_runs_and_orders_teachers(text, tmp_path, monkeypatch):
 def test_formats_get_equal_tokens(text, tmp_path):
     """Catches equal sequences called equal budgets: pairs hold more tokens than packed sentences,
     and documents' ends leave more padding; and budgets that one text's share does not change."""
-    grid = Grid(2, 20_000, flags="--seq-length 16 --batch-size 128")
+    grid = Grid("tiny", 2, 20_000, flags="--seq-length 16 --batch-size 128")
     arms = [Arm(name, flags=f"--input-format {name}") for name in
             ("full-sentences", "segment-pair", "doc-sentences")]
     arms += [Arm("half", flags="--data-fraction 0.5"), Arm("twice", budget=2.0)]
     claim = Claim("x", "", (Contrast(arms[0], arms[0], "better"),), "", "", tuple(arms))
     found = {}
-    for (arm, _), run in plan((claim,), grid, range(1), ["--preset", "tiny"], tmp_path, text,
-                              "").items():
+    for (arm, _), run in plan((claim,), grid, range(1), [], tmp_path, text, "").items():
         run = read_flags(arm.script, run.command[1:-2])[0]
         found[arm.name] = (run.batch_size, run.steps,
                            run.batch_size * tokens_in_a_sequence(run, text))
@@ -219,7 +223,7 @@ def test_runner_that_is_stopped_stops_its_runs(scripts, monkeypatch):
 @pytest.fixture
 def toy_grid(monkeypatch, toy_text, tmp_path, run_script):
     """compare() on a toy text, with runs in this process."""
-    monkeypatch.setitem(GRIDS, "tiny", Grid(2, 1500, " ".join(TOY[:6] + TOY[8:]), " ".join(
+    monkeypatch.setitem(GRIDS, "quick", Grid("tiny", 2, 1500, " ".join(TOY[:6] + TOY[8:]), " ".join(
         [*BUDGET[6:-6], "--log-every 3 --eval-every 6"])))
     first, second = Arm("whole"), Arm("half", flags="--data-fraction 0.5")
     student = Arm("student", "distill", "", 0.5, first)
@@ -230,13 +234,14 @@ def toy_grid(monkeypatch, toy_text, tmp_path, run_script):
         Claim("stack", "they stack", (Contrast(student, first, "better", apart="tokens"),), "", "",
               gap=(second, student, first))))
     monkeypatch.setattr(compare_module, "ROOT", tmp_path)
+    monkeypatch.setattr(plan_module, "ROOT", tmp_path)
 
     def run_here(runs, jobs):
         for run in runs:
             run_script(run.command[0].removesuffix(".py"), *run.command[1:])
     monkeypatch.setattr(compare_module, "run_all", run_here)
     monkeypatch.setattr(compare_module, "EXACT", compare_module.EXACT[:1])
-    return lambda seeds=2, **other: compare("tiny", str(toy_text), "toy", seeds=seeds, **other)
+    return lambda seeds=2, **other: compare("quick", str(toy_text), "toy", seeds=seeds, **other)
 
 
 def without_seconds(results):
@@ -356,27 +361,28 @@ def arm(teacher, scores):
     floors = {"metric": "accuracy", "majority": 0.5, "bag_of_words": 0.7}
     return {"teacher": teacher, "layers": 2, "parameters": 1000, "disk": 4_000_000,
             "full-sentences": [{"mlm_loss": 4.0}, {"mlm_loss": 5.0}],
-            "tasks": [{"sst2": {**floors, "score": score}} for score in scores] or [{}, {}]}
+            "last_fifth": [0.1, 0.2], "tasks": [{"sst2": {**floors, "score": score}} for score in scores] or [{}, {}]}
 
 
-TIMED = {"latency_ms": {"big": 2.0, "small": 1.0}}
+TIMED = {"latency_ms": {"big": 2.0, "small": 1.0},
+         "encoder_parameters": {"big": 800, "small": 500}}
 
 
 def test_students_scores_are_counted_from_the_floor():
     """Catches a share of raw accuracy, which flatters a task that is half guessed."""
     claim = {"arms": {"big": arm(None, [0.9, 0.7]), "small": arm("big", [0.8, 0.6])}}
     lines = models_table(claim, TIMED).splitlines()
-    assert lines[2] == "| big | 2 | 1,000 | 4.0 | 2.00 | 4.500 | 0.800 |"
-    assert lines[3] == "| small | 2 | 1,000 | 4.0 | 1.00 | 4.500 | 0.700 (67%) |"
+    assert lines[2] == "| big | 2 | 1,000 | 800 | 4.0 | 2.00 | 4.500 | 0.800 |"
+    assert lines[3] == "| small | 2 | 1,000 | 500 | 4.0 | 1.00 | 4.500 | 0.700 (67%) |"
     claim["arms"]["big"] = arm(None, [0.52, 0.51])  # no better than guessing: a share of nothing
     assert "0.700 |" in models_table(claim, TIMED).splitlines()[3]
-    assert lines[4:6] == ["| (majority) |  |  |  |  |  | 0.500 |",
-                          "| (bag of words) |  |  |  |  |  | 0.700 |"]
+    assert lines[4:6] == ["| (majority) |  |  |  |  |  |  | 0.500 |",
+                          "| (bag of words) |  |  |  |  |  |  | 0.700 |"]
     on_a_gpu = models_table(claim, {**TIMED, "latency_64_ms": {"big": 9.0, "small": 5.0}})
     assert on_a_gpu.splitlines()[0].startswith(
-        "| model | layers | parameters | MB | ms a text | ms for 64 | MLM loss |")
-    assert on_a_gpu.splitlines()[2].startswith("| big | 2 | 1,000 | 4.0 | 2.00 | 9.00 | 4.500 |")
-    assert on_a_gpu.splitlines()[4] == "| (majority) |  |  |  |  |  |  | 0.500 |"
+        "| model | layers | parameters | of its encoder | MB | ms a text | ms for 64 | MLM loss |")
+    assert on_a_gpu.splitlines()[2].startswith("| big | 2 | 1,000 | 800 | 4.0 | 2.00 | 9.00 | 4.500 |")
+    assert on_a_gpu.splitlines()[4] == "| (majority) |  |  |  |  |  |  |  | 0.500 |"
 
 
 def test_tasks_that_were_not_done_have_no_columns():

@@ -59,7 +59,7 @@ def runs():
             for seed, loss in enumerate(losses):
                 metrics = {"tokens": 1000 + seed, "steps": 10, "seconds": 1.0, "parameters": 5,
                            "layers": 2, "disk": 99, "epochs": 1, "curve": [], "tasks": {},
-                           "train_loss": 4.0}
+                           "train_loss": 4.0, "last_fifth": 0.1}
                 for kind in ("full-sentences", "segment-pair"):
                     metrics[kind] = {"mlm_loss": loss, "hash": kind, "unigram_entropy": 6.0}
                 if changes and changes[0] == (arm.name, seed):
@@ -132,17 +132,31 @@ def test_refused_claims_are_told(runs):
     """Catches a refusal that ends the report of everything else."""
     changed = runs((("b", 2), {"full": {"hash": "other"}}))
     found = judge_claim(Claim("x", "", (Contrast(A, B, "better"),), "", ""), changed, range(3))
-    assert found["verdict"].startswith("refused: ") and found["found"] == "a against b"
+    assert found["verdict"].startswith("refused: ") and found["found"] == "a against b: not compared"
     named = Contrast(A, B, "better", name="more against less")
     assert judge(named, changed, range(3))["name"] == "more against less"
 
 
 def test_metrics_of_a_run(tmp_path):
     """Catches a training loss that is read from the start of the log, or from evaluations."""
-    (tmp_path / "metrics.json").write_text(json.dumps({"steps": 20}))
+    (tmp_path / "metrics.json").write_text(json.dumps({
+        "steps": 20, "full-sentences": {"mlm_loss": 6.5}}))
     lines = [{"step": step, "epoch": step // 8, "mlm": float(100 - step)} for step in range(1, 21)]
-    lines.insert(10, {"step": 10, "eval": {"mlm_loss": 7.0}})
+    lines.insert(10, {"step": 12, "eval": {"mlm_loss": 7.0}})
+    lines.append({"step": 20, "eval": {"mlm_loss": 6.5}})
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "pytorch_model.bin").write_bytes(b"12345")
-    assert metrics_of(tmp_path) == {"steps": 20, "train_loss": 80.5, "curve": [(10, 7.0)],
-                                    "epochs": 3, "disk": 5}
+    found = metrics_of(tmp_path)
+    assert found["train_loss"] == 80.5 and found["epochs"] == 3 and found["disk"] == 5
+    assert found["curve"] == [(12, 7.0), (20, 6.5)]
+    assert found["last_fifth"] == pytest.approx(0.25)  # at step 16 the curve is at 6.75
+
+
+def test_metrics_of_a_run_without_steps(tmp_path):
+    """Catches NaN where a network was not trained at all, whose scores are a floor of the tasks."""
+    (tmp_path / "metrics.json").write_text(json.dumps({
+        "steps": 0, "full-sentences": {"mlm_loss": 8.4}}))
+    (tmp_path / "log.jsonl").write_text("")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    found = metrics_of(tmp_path)
+    assert found["train_loss"] == 8.4 and found["last_fifth"] == 0 and found["curve"] == []
