@@ -21,7 +21,7 @@ from minibert.claims.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
 from minibert.claims.compare import Run, compare, run_all
 from minibert.claims.judge import arms_of
 from minibert.claims.plan import (last_of_each, plan, plan_lines, read_flags, shape_flags,
-                                  slice_tokens, tokens_in_a_sequence, too_small)
+                                  slice_tokens, tokens_in_a_sequence, too_small, unit)
 from minibert.claims.verdicts import (_claim, models_table, report, task_scores, verdict_lines,
                                       verdict_table, write_report)
 from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
@@ -49,7 +49,7 @@ def settings_of(arm, grid):
     flags += ["--teacher", arm.teacher.name] if arm.teacher else shape_flags(grid)
     flags += arm.flags.format(layers=grid.layers, half=grid.layers // 2).split()
     run, more = parse_flags(script.__doc__, script.RECIPE, script.STEPS, other, argv=flags)
-    return {**dataclasses.asdict(run), **dataclasses.asdict(more), "steps": arm.budget,
+    return {**dataclasses.asdict(run), **dataclasses.asdict(more), "steps": arm.budget * unit(arm, grid),
             "text": arm.text, "eval_every": 0}
 
 
@@ -107,7 +107,7 @@ def test_plan_shares_runs_and_orders_teachers(text, tmp_path, monkeypatch):
 def test_formats_get_equal_tokens(text, tmp_path):
     """Catches equal sequences called equal budgets: pairs hold more tokens than packed sentences,
     and documents' ends leave more padding; and budgets that one text's share does not change."""
-    grid = Grid("tiny", 2, 20_000, flags="--seq-length 16 --batch-size 128")
+    grid = Grid("tiny", 2, 20_000, 1.0, flags="--seq-length 16 --batch-size 128")
     arms = [Arm(name, flags=f"--input-format {name}") for name in
             ("full-sentences", "segment-pair", "doc-sentences")]
     arms += [Arm("half", flags="--data-fraction 0.5"), Arm("twice", budget=2.0)]
@@ -223,7 +223,7 @@ def test_runner_that_is_stopped_stops_its_runs(scripts, monkeypatch):
 @pytest.fixture
 def toy_grid(monkeypatch, toy_text, tmp_path, run_script):
     """compare() on a toy text, with runs in this process."""
-    monkeypatch.setitem(GRIDS, "quick", Grid("tiny", 2, 1500, " ".join(TOY[:6] + TOY[8:]), " ".join(
+    monkeypatch.setitem(GRIDS, "quick", Grid("tiny", 2, 1500, 1.0, " ".join(TOY[:6] + TOY[8:]), " ".join(
         [*BUDGET[6:-6], "--log-every 3 --eval-every 6"])))
     first, second = Arm("whole"), Arm("half", flags="--data-fraction 0.5")
     student = Arm("student", "distill", "", 0.5, first)

@@ -3,10 +3,10 @@
 An arm is a script with the flags that one would type. The two arms of a contrast differ in what
 the claim is about and in nothing else, and claims share arms.
 
-Everything here was fixed before the runs that are published: arms, margins, budgets, and the rules
-that choose them. Two short trials of one seed came first, because a comparison of models that have
-not learned anything yet says nothing. They set the grid's width, its learning rate and its length
-of 64 tokens, at which next sentences are learned, and the students' budget (see `STUDENT`).
+Everything here was fixed before the runs that are published: arms, margins, budgets, and the rule
+that chooses the students' budget (see `Grid.student`). Short trials of one seed came first, because
+a comparison of models that have not learned anything yet says nothing. They chose the shape, the
+learning rate, and sequences that are long enough for next sentences to be learned.
 """
 from dataclasses import dataclass
 
@@ -17,10 +17,12 @@ class Arm:
     name: str
     script: str = "train_roberta"
     flags: str = ""  # {layers} and {half} stand for the grid's depth and for half of it
-    budget: float = 1.0  # non-padding tokens that are read, in units of the grid's tokens
+    # Non-padding tokens that it reads: in units of the grid's tokens, or of a student's share of
+    # them where the arm has a teacher.
+    budget: float = 1.0
     teacher: "Arm | None" = None
     tasks: bool = False  # whether it is fine-tuned on the preset's tasks, too
-    text: float = 0.0  # tokens of text, in units of the grid's tokens; 0: the whole corpus
+    text: float = 0.0  # tokens of text that it reads again and again, in the same units; 0: all
 
 
 @dataclass(frozen=True)
@@ -60,22 +62,29 @@ class Grid:
     """The size of all runs; a student has half the layers."""
     preset: str
     layers: int
-    tokens: int
+    tokens: int  # a teacher's budget: non-padding tokens that it reads
+    # A student's budget as a share of its teacher's, by a rule: the smallest of 1/5, 1/4, 1/3 and
+    # 1/2 at which an untaught student from random weights has left the plateau by a tenth of a nat
+    # (in a trial of one seed). In a shorter run one compares students that know only how frequent
+    # words are; in a longer one a student that starts from its teacher's layers passes a teacher
+    # that could itself still learn.
+    student: float
     shape: str = ""  # flags that give a model its shape; students take their teacher's
     flags: str = ""
 
 
 GRIDS = {
-    # `make all`: about half an hour on two cores.
-    "quick": Grid("tiny", layers=2, tokens=2_500_000,
+    # `make all`: the same claims in less than 45 minutes on two cores. A small vocabulary, short
+    # sequences and a wide initialisation make short runs leave the plateau.
+    "quick": Grid("tiny", layers=2, tokens=2_000_000, student=1 / 2,
                   shape="--vocab-size 2048 --initializer-range 0.08",
                   flags="--seq-length 32 --batch-size 32 --learning-rate 0.002"),
     # `make all GRID=full`: the published run. A teacher of four layers is clearly better than one
     # of two here, so a student has something to lose; 10 million tokens are five epochs of pydocs.
-    "full": Grid("tiny", layers=4, tokens=10_000_000,
-                 flags="--seq-length 64 --batch-size 32 --learning-rate 0.002 --task-seeds 3"),
+    "full": Grid("tiny", layers=4, tokens=10_000_000, student=1 / 4,
+                 flags="--seq-length 64 --batch-size 32 --learning-rate 0.002 --task-seeds 2"),
     # For one GPU; about 20 million tokens of text give the same number of epochs as above.
-    "gpu": Grid("small", layers=12, tokens=16_000_000,
+    "gpu": Grid("small", layers=12, tokens=16_000_000, student=1 / 4,
                 flags="--batch-size 64 --task-rows 20000"),
 }
 
@@ -103,48 +112,43 @@ QUARTER_STEPS = Arm("RoBERTa, a quarter of the steps", budget=0.25)
 
 # Slices are given in tokens and not in shares, so that they are read equally often on any corpus.
 # Paper: Liu et al. 2019, section 4.1: ten masks in 40 epochs, so that each mask is seen four times.
-SLICE = 0.5 / 40  # of the grid's tokens: read 40 times by a run of half the budget
+EPOCHS = 40
+SLICE = 0.5 / EPOCHS  # for runs of half the budget
 _STATIC = "--eval-every 250 --masking static --static-masks"
 DYNAMIC = Arm("dynamic masks, small slice", flags="--eval-every 250", budget=0.5, text=SLICE)
 STATIC_10 = Arm("ten static masks, small slice", flags=f"{_STATIC} 10", budget=0.5, text=SLICE)
 STATIC_1 = Arm("one static mask, small slice", flags=f"{_STATIC} 1", budget=0.5, text=SLICE)
 FOUR_SLICES = Arm("four times the small slice", budget=0.5, text=4 * SLICE)
 
-# The students' budget, by a rule that was fixed before the run: the smallest of 1/5, 1/4, 1/3 and
-# 1/2 of the teacher's at which the untaught student from random weights has left the plateau (in a
-# trial of one seed). A shorter run compares students that have learned only how frequent words
-# are; in a longer one a student that starts from its teacher's layers passes a teacher that could
-# itself still learn.
-STUDENT = 0.25
-DISTILROBERTA = Arm("DistilRoBERTa", "distill", "", STUDENT, ROBERTA, tasks=True)
+DISTILROBERTA = Arm("DistilRoBERTa", "distill", teacher=ROBERTA, tasks=True)
 # Paper: DistilBERT, section 3, is trained on the text that BERT was trained on.
-DISTILBERT = Arm("DistilBERT", "distill", "--data-fraction 0.1", STUDENT, BERT_TENTH, tasks=True)
+DISTILBERT = Arm("DistilBERT", "distill", "--data-fraction 0.1", teacher=BERT_TENTH, tasks=True)
 
 _RANDOM, _HARD = "--init random --alpha-cos 0", "--alpha-kl 0 --alpha-cos 0"
-SOFT = Arm("random weights, soft targets", "distill", _RANDOM, STUDENT, ROBERTA, tasks=True)
-HARD = Arm("random weights, hard labels", "distill", f"--init random {_HARD}", STUDENT, ROBERTA,
+SOFT = Arm("random weights, soft targets", "distill", _RANDOM, teacher=ROBERTA, tasks=True)
+HARD = Arm("random weights, hard labels", "distill", f"--init random {_HARD}", teacher=ROBERTA,
            tasks=True)
-HARD_LAYERS = Arm("teacher's layers, hard labels", "distill", _HARD, STUDENT, ROBERTA, tasks=True)
+HARD_LAYERS = Arm("teacher's layers, hard labels", "distill", _HARD, teacher=ROBERTA, tasks=True)
 # A student's own update needs a forward and a backward pass, three units of arithmetic; a teacher
 # of twice the depth adds a forward pass of two. So 5/3 of the steps without a teacher cost as
 # much. This counts arithmetic and not seconds, so that a rerun makes the same number of steps.
-EQUAL_ARITHMETIC = STUDENT * 5 / 3
+EQUAL_ARITHMETIC = 5 / 3
 HARD_LONGER = Arm("random weights, hard labels, equal arithmetic", "distill",
                   f"--init random {_HARD}", EQUAL_ARITHMETIC, ROBERTA)
 HARD_LAYERS_LONGER = Arm("teacher's layers, hard labels, equal arithmetic", "distill", _HARD,
                          EQUAL_ARITHMETIC, ROBERTA)
 TRAINED_ON = Arm("RoBERTa, trained on for the student's budget", "distill",
-                 f"{_HARD} --student-layers {{layers}}", STUDENT, ROBERTA)
+                 f"{_HARD} --student-layers {{layers}}", teacher=ROBERTA)
 
 SOFT_ONLY = Arm("soft targets alone, all of the text", "distill", f"{_RANDOM} --alpha-mlm 0",
-                STUDENT, ROBERTA)
-# Hinton et al. give 3 % of the data; the slice above is 6 % of pydocs, and half of it is 3 %.
-SOFT_3 = Arm("soft targets alone, 3 % of the text", "distill", f"{_RANDOM} --alpha-mlm 0", STUDENT,
-             ROBERTA, text=SLICE / 2)
-HARD_3 = Arm("hard labels, 3 % of the text", "distill", f"--init random {_HARD}", STUDENT, ROBERTA,
-             text=SLICE / 2)
+                teacher=ROBERTA)
+# In the full grid this slice is 3 % of pydocs, the share of Hinton et al.
+SOFT_SLICE = Arm("soft targets alone, tiny slice", "distill", f"{_RANDOM} --alpha-mlm 0",
+                 teacher=ROBERTA, text=1 / EPOCHS)
+HARD_SLICE = Arm("hard labels, tiny slice", "distill", f"--init random {_HARD}", teacher=ROBERTA,
+                 text=1 / EPOCHS)
 NO_KL, NO_COS, NO_MLM = (
-    Arm(f"DistilRoBERTa without the {name}", "distill", f"--alpha-{flag} 0", STUDENT, ROBERTA,
+    Arm(f"DistilRoBERTa without the {name}", "distill", f"--alpha-{flag} 0", teacher=ROBERTA,
         tasks=True)
     for name, flag in (("soft targets", "kl"), ("cosine", "cos"), ("hard labels", "mlm")))
 TERMS = (NO_KL, NO_COS, NO_MLM)  # in the order of their published effects, the largest first
@@ -210,13 +214,13 @@ CLAIMS = (
         "go far, too; ours are trained briefly, where a teacher's head start is most of the way.",
         (TRAINED_ON, ROBERTA, UNTRAINED_HALF), (HARD, SOFT, ROBERTA), decides=2),
     Claim("soft", "soft targets contain almost all the knowledge", (
-        Contrast(SOFT_3, HARD_3, "better"), Contrast(SOFT_3, SOFT_ONLY, "no worse"),
-        Contrast(SOFT_3, HARD, "no worse")),
+        Contrast(SOFT_SLICE, HARD_SLICE, "better"), Contrast(SOFT_SLICE, SOFT_ONLY, "no worse"),
+        Contrast(SOFT_SLICE, HARD, "no worse")),
         "Hinton et al., speech, 3 % of the data: 44.5 % hard, 57.0 % soft; 58.9 % hard on all",
         "Theirs is the accuracy of speech frames after full training, with early stopping for the "
         "hard targets; ours the loss after a fixed and small number of steps. In both, the teacher "
         "saw all of the data.",
-        (ROBERTA,), (HARD_3, SOFT_3, ROBERTA)),
+        (ROBERTA,), (HARD_SLICE, SOFT_SLICE, ROBERTA)),
     Claim("terms", "every term of DistilBERT's loss helps: soft targets most, hard labels least", (
         *(Contrast(DISTILROBERTA, arm, "better") for arm in TERMS),
         *(Contrast(DISTILROBERTA, arm, "better", measure=KL_TO_TEACHER) for arm in TERMS),

@@ -66,7 +66,7 @@ def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], 
             given += ["--tasks", "none"]
         if arm not in budgets:  # one budget for all seeds
             its_run, _ = read_flags(arm.script, given)
-            budgets[arm] = budget_for(arm.budget * grid.tokens, update,
+            budgets[arm] = budget_for(arm.budget * unit(arm, grid), update,
                                       tokens_in_a_sequence(its_run, text))
         batch, steps = budgets[arm]
         # Five evaluations, so that the report can say what the last fifth of the steps gained.
@@ -107,7 +107,12 @@ def plan_lines(runs: dict[tuple[Arm, int], Run]) -> str:
 
 def slice_tokens(arm: Arm, grid: Grid) -> int:
     """Return how many tokens of text an arm reads again and again; 0 means the whole corpus."""
-    return round(arm.text * grid.tokens)
+    return round(arm.text * unit(arm, grid))
+
+
+def unit(arm: Arm, grid: Grid) -> float:
+    """Return the tokens that an arm's budget is a multiple of: a teacher's, or a student's."""
+    return grid.tokens * grid.student if arm.teacher else grid.tokens
 
 
 def too_small(claim: Claim, grid: Grid, text: TokenizedCorpus) -> str:
