@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from minibert.claims import plan as plan_module
 from minibert.claims.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
 from minibert.claims.compare import Run, compare, run_all
 from minibert.claims.judge import arms_of
-from minibert.claims.plan import (last_of_each, plan, plan_lines, read_flags, shape_flags,
+from minibert.claims.plan import (plan, plan_lines, read_flags, shape_flags,
                                   slice_tokens, tokens_in_a_sequence, too_small, unit)
 from minibert.claims.verdicts import (_claim, models_table, report, task_scores, verdict_lines,
                                       verdict_table, write_report)
@@ -134,6 +135,47 @@ def test_tokens_are_counted_in_the_share_that_is_used():
     run = RunConfig(out="x", seq_length=16, data_fraction=0.4)
     assert tokens_in_a_sequence(run, text) == 16
     assert tokens_in_a_sequence(dataclasses.replace(run, data_fraction=1.0), text) < 14
+
+
+def test_a_slice_is_read_equally_often_on_any_corpus(text, tmp_path):
+    """Catches shares of the corpus, which make a verdict depend on its size, and a claim whose
+    slice is most of the text."""
+    grid = Grid("tiny", 2, 40_000, 0.5, flags="--seq-length 16 --batch-size 8")
+    arm = Arm("slice", budget=0.5, text=0.5 / 20)
+    student = Arm("student", "distill", teacher=Arm("teacher"), text=1 / 20)
+    assert slice_tokens(arm, grid) == 1000 == slice_tokens(student, grid)
+    claim = Claim("x", "", (Contrast(arm, student, "better"),), "", "")
+    run = plan((claim,), grid, range(1), [], tmp_path, text, "")[arm, 0]
+    assert run.command[run.command.index("--data-tokens") + 1] == "1000"
+    assert too_small(claim, grid, text) == ""
+    more = dataclasses.replace(grid, tokens=20 * len(text.tokens) + 400)
+    assert too_small(claim, more, text).startswith(f"the corpus has {len(text.tokens):,} tokens, ")
+
+
+def test_a_network_without_training_is_an_arm(text, tmp_path):
+    """Catches a step that is made although the budget is none."""
+    run = plan((Claim("x", "", (Contrast(Arm("a", budget=0.0), Arm("b"), "better"),), "", ""),),
+               GRIDS["quick"], range(1), [], tmp_path, text, "")[Arm("a", budget=0.0), 0]
+    assert run.command[run.command.index("--steps") + 1] == "0" and run.cost == 0
+
+
+def test_another_engine_can_run_the_plan(text, tmp_path, monkeypatch):
+    """Catches a line that cannot be run as it stands, and a student that does not wait."""
+    monkeypatch.setattr(plan_module, "ROOT", tmp_path)
+    grid = dataclasses.replace(GRIDS["quick"], tokens=20_000)
+    runs = plan(CLAIMS, grid, range(2), ["--corpus", "my text.txt"], tmp_path / "runs", text, "abc")
+    lines = [line.split("\t") for line in plan_lines(runs).splitlines()]
+    assert [int(number) for number, _, _ in lines] == list(range(1, len(runs) + 1))
+    assert str(tmp_path) not in plan_lines(runs)
+    for (_, before, command), run in zip(lines, runs.values()):
+        words = shlex.split(command)
+        assert words[:4] == ["env", "OMP_NUM_THREADS=1", "MINIBERT_PLAIN=1", "python"]
+        assert [*words[4:]] == [part.replace(f"{tmp_path}/", "") for part in run.command]
+        if run.teacher:  # which stands further up, so a runner from top to bottom needs no order
+            teacher = shlex.split(lines[int(before) - 1][2])
+            assert words[words.index("--teacher") + 1] == teacher[teacher.index("--out") + 1]
+        else:
+            assert before == "-"
 
 
 @pytest.fixture
@@ -380,7 +422,7 @@ def test_students_scores_are_counted_from_the_floor():
                           "| (bag of words) |  |  |  |  |  |  | 0.700 |"]
     on_a_gpu = models_table(claim, {**TIMED, "latency_64_ms": {"big": 9.0, "small": 5.0}})
     assert on_a_gpu.splitlines()[0].startswith(
-        "| model | layers | parameters | of its encoder | MB | ms a text | ms for 64 | MLM loss |")
+        "| model | layers | parameters | of its encoder | MB | ms a text | ms for 64 | MLM loss")
     assert on_a_gpu.splitlines()[2].startswith("| big | 2 | 1,000 | 800 | 4.0 | 2.00 | 9.00 | 4.500 |")
     assert on_a_gpu.splitlines()[4] == "| (majority) |  |  |  |  |  |  |  | 0.500 |"
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "data"))
 import tasks_glue  # noqa: E402
 import tasks_pydocs  # noqa: E402
 
-from minibert.tasks.tasks import TASKS, load_task  # noqa: E402
+from minibert.tasks.tasks import TASKS, load_choices, load_task  # noqa: E402
 
 
 @pytest.fixture
@@ -74,20 +74,48 @@ PAGES = [("p", [f"p{page} {i}" for i in range(page)]) for page in range(1, 9)] +
     ("q", ["q0 0", "q0 1"]), *(("r", [f"r{page} {i}" for i in range(3)]) for page in range(6))]
 
 
-@pytest.mark.parametrize("pairs", [1, 2, 4])
-def test_no_text_alone_tells_the_same_page(pairs):
-    """Catches a label that the first or the second text gives away, negatives from one page or
-    from another package, and a package whose single page would be paired with itself."""
-    _, *rows = [row.split("\t") for row in tasks_pydocs.same_page(PAGES, pairs)]
-    assert {row[1][0] for row in rows} == {"p", "r"}
-    assert not {row[1] for row in rows} & {row[2] for row in rows}
-    for column in (1, 2):
-        texts = {label: sorted(row[column] for row in rows if row[0] == label)
-                 for label in ("same", "other")}
-        assert texts["same"] == texts["other"] and len(set(texts["same"])) == len(texts["same"])
-    for label, a, b in rows:
-        assert a[0] == b[0] != "q"  # the package
-        assert (a.split()[0] == b.split()[0]) == (label == "same")
+SENTENCES = [(package, [f"{package}{page} says {word} at the very end of it."
+                        for word in ("one", "two", "three")])
+             for package in "pqr" for page in range(5 if package < "r" else 1)]
+
+
+def test_both_texts_of_word_order_have_the_same_words():
+    """Catches a choice that counting words can make, a slice that misses the exchange, and an
+    exchange that a capital letter or a full stop would give away."""
+    tempting = lambda words: -abs(words.index("at") - 1)  # "at" as far to the left as it can be
+    _, *rows = [row.split("\t") for row in tasks_pydocs.word_order(SENTENCES, 12, tempting)]
+    assert len(rows) == 11 + 1
+    for right, wrong, scored in rows:
+        right, wrong = right.split(), wrong.split()
+        first, last = map(int, scored.split(":"))
+        assert sorted(right) == sorted(wrong) and right != wrong
+        assert right[first:last] != wrong[first:last] and last - first == 4
+        assert (right[:first + 1], right[last - 1:]) == (wrong[:first + 1], wrong[last - 1:])
+        assert wrong[2] == "at"  # the most tempting exchange
+
+
+def test_both_texts_of_halves_end_alike():
+    """Catches a wrong half from another package or from the same sentence, a slice that holds a
+    part of the first half, and a package whose only sentence would be paired with itself."""
+    _, *rows = [row.split("\t") for row in tasks_pydocs.halves(SENTENCES[:-1], 20)]
+    assert len(rows) == 20
+    for right, wrong, scored in rows:
+        right, wrong, count = right.split(), wrong.split(), -int(scored.rstrip(":"))
+        assert right[-count:] == wrong[-count:] and right[:-count] != wrong[:-count]
+        assert right[0][0] == wrong[0][0]  # the package
+        assert count == len(right) - len(right) // 2
+    alone = [("r", ["r0 says one at the very end of it."])]
+    assert len(list(tasks_pydocs.halves(alone, 5))) == 1  # the header
+
+
+def test_bigrams_prefer_what_they_have_seen():
+    """Catches a floor of neighbouring words that counts words alone, or reads unscored words."""
+    likelihood = tasks_pydocs.bigrams([("p", ["the cat sat on the mat", "the dog sat on a mat"])])
+    assert likelihood("The cat sat".split()) > likelihood("the sat cat".split())
+    assert likelihood("dog sat on".split()) > likelihood("dog on sat".split())
+    rows = ["the cat sat on x y\tthe cat sat on y x\t-4:-2",  # a tie: the slice is the same
+            "z z sat on the\tz z on sat the\t2:4"]
+    assert tasks_pydocs.bigram_score(rows, likelihood) == 0.75
 
 
 def test_classes_of_libraries_are_balanced():
@@ -102,7 +130,8 @@ def test_dev_is_of_documents_that_no_run_trains_on(tmp_path, monkeypatch):
     from minibert.files import corpus
     shutil.copytree(ROOT / "data", tmp_path / "data", ignore=shutil.ignore_patterns(
         "prepared", "tasks", "*.txt", "*.tsv", "__pycache__"))
-    pages = [f"page {i} one\npage {i} two" for i in range(300)]
+    pages = [f"page {i} one is a sentence of some words.\npage {i} two is another one of them all."
+             for i in range(300)]
     (tmp_path / "data" / "pydocs.txt").write_text("\n\n".join(pages) + "\n")
     (tmp_path / "data" / "pydocs.tsv").write_text(
         "".join(f"{'ab'[i % 2]}\t{i}\n" for i in range(300)))
@@ -111,8 +140,10 @@ def test_dev_is_of_documents_that_no_run_trains_on(tmp_path, monkeypatch):
                    cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
     held_out = corpus.held_out_documents(300)
     assert 10 < len(held_out) < 40
-    for name in ("library", "same-page"):
-        task = load_task(name, str(tmp_path / "data" / "tasks"))
-        for texts, wanted in ((task.dev_texts, True), (task.texts, False)):
-            assert texts and {int(text.split()[1]) in held_out for row in texts for text in row} \
-                == {wanted}
+    task = load_task("library", str(tmp_path / "data" / "tasks"))
+    choices = [one for name in ("word-order", "halves")
+               for one in load_choices(name, str(tmp_path / "data" / "tasks")).choices]
+    of = lambda words: int(words[1]) in held_out
+    assert {of(text.split()) for (text,) in task.texts} == {False}
+    assert {of(text.split()) for (text,) in task.dev_texts} == {True}
+    assert len(choices) > 40 and {of(one.right) for one in choices} == {True}

@@ -4,8 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from minibert.claims.claims import PAIRS_LOSS, Arm, Claim, Contrast
-from minibert.claims.judge import T95, interval, judge, judge_claim, metrics_of, verdict
+from minibert.claims.claims import KL_TO_TEACHER, PAIRS_LOSS, TASKS, Arm, Claim, Contrast
+from minibert.claims.judge import (T95, above_floors, in_words, interval, judge, judge_claim,
+                                   measured, metrics_of, nsp_unlearned, retained,
+                                   reversed_rankings, verdict)
 from minibert.errors import UserError
 
 A, B = Arm("a"), Arm("b")
@@ -161,3 +163,98 @@ def test_metrics_of_a_run_without_steps(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     found = metrics_of(tmp_path)
     assert found["train_loss"] == 8.4 and found["last_fifth"] == 0 and found["curve"] == []
+
+
+def test_rule_7_early(runs):
+    """Catches a verdict on a slope: the arms differ by 0.2 nats, and one still gained 0.3 in its
+    last fifth. An arm that got worse there gained nothing."""
+    gaining = runs()
+    for seed in range(3):
+        gaining[A, seed]["last_fifth"], gaining[B, seed]["last_fifth"] = 0.3, -5.0
+    assert judge(Contrast(A, B, "better"), gaining, range(3))["verdict"] == "holds (early)"
+    assert judge(Contrast(A, B, "better"), runs(), range(3))["verdict"] == "holds"
+    gaining[B, 0] |= {"train_loss": 5.9, "last_fifth": 0.1}
+    gaining[B, 0]["full-sentences"]["mlm_loss"] = 5.8
+    says = judge(Contrast(A, B, "better"), gaining, range(3))["verdict"]
+    assert says == "inconclusive (on the plateau: b)"  # which says more than early
+
+
+# ---- tasks
+
+def with_tasks(scores):
+    """Results of two seeds: arm -> task -> its two scores; a guess is right half of the time."""
+    return {(arm, seed): {"tasks": {name: {"score": both[seed], "majority": 0.5}
+                                    for name, both in tasks.items()},
+                          "tokens": 10, "full-sentences": {"kl_to_teacher": 0.1}}
+            for arm, tasks in scores.items() for seed in range(2)}
+
+
+def test_more_is_better_in_tasks(runs):
+    """Catches a score that is judged like a loss, or compared although it was never taken."""
+    found = with_tasks({A: {"x": [0.8, 0.9], "y": [0.6, 0.7]},
+                        B: {"x": [0.7, 0.8], "y": [0.5, 0.6]}})
+    assert measured(found[A, 0], TASKS) == pytest.approx(0.2)
+    says = judge(Contrast(A, B, "better", 0.01, TASKS), found, range(2))
+    assert says["gains"] == [pytest.approx(0.1)] * 2 and says["verdict"] == "holds"
+    assert in_words(says).startswith("+10.0 points [+10.0, +10.0], 25.0 against 15.0 above")
+    says = judge(Contrast(A, B, "better", 0.01, TASKS), runs(), range(3))
+    assert says["verdict"] == "refused: a was not fine-tuned on any task"
+
+
+def test_what_a_student_retains():
+    """Catches a share of raw scores, which a guess has half of, and shares of means by seed."""
+    found = with_tasks({A: {"x": [0.68, 0.69], "y": [0.59, 0.60]}, B: {"x": [0.7, 0.7],
+                                                                       "y": [0.6, 0.6]}})
+    says = retained(A, B, 0.97, found, range(2))
+    assert says["shares"]["x"] == pytest.approx([0.9, 0.95])
+    assert says["shares"]["mean"] == pytest.approx([0.9, 29 / 30])
+    assert says["verdict"] == "inconclusive" and "a keeps 93% [" in says["says"]
+    same = with_tasks({A: {"x": [0.7, 0.7]}, B: {"x": [0.7, 0.7]}})
+    assert retained(A, B, 0.97, same, range(2))["verdict"] == "holds"
+    worse = with_tasks({A: {"x": [0.6, 0.6]}, B: {"x": [0.7, 0.7]}})
+    assert retained(A, B, 0.97, worse, range(2))["verdict"] == "contradicted"
+
+
+def test_floors_are_beaten_by_a_margin():
+    """Catches a floor that is left out, and a score that is above it by chance."""
+    found = with_tasks({A: {"x": [0.8, 0.8], "y": [0.72, 0.72]}})
+    found[A, 0]["tasks"]["y"]["bigrams"] = 0.7
+    assert above_floors(A, found, range(2)) == (
+        "x 0.800 beats majority 0.500, y 0.720 does not beat bigrams 0.700")
+
+
+# ---- what a claim asks for besides
+
+def test_nsp_has_to_be_learned_first(runs):
+    """Catches "NSP is of no use" where it was not learned: no better than by length alone."""
+    def scores(*accuracies):
+        found = runs()
+        for seed, accuracy in enumerate(accuracies):
+            found[B, seed]["segment-pair"] |= {"nsp_accuracy": accuracy, "nsp_majority": 0.55,
+                                               "nsp_length": 0.6}
+        return found
+    assert nsp_unlearned(B, scores(0.70, 0.71, 0.70), range(3)) == ""
+    why = "NSP was not learned here (accuracy 0.600, 0.600 without reading)"
+    assert nsp_unlearned(B, scores(0.58, 0.62, 0.60), range(3)) == why
+    claim = Claim("nsp", "", (Contrast(A, B, "no worse"),), "", "", learns_nsp=B)
+    judged = lambda *accuracies: judge_claim(claim, scores(*accuracies), range(3))["verdict"]
+    assert judged(0.58, 0.62, 0.60) == f"inconclusive: {why}" and judged(0.7, 0.71, 0.7) == "holds"
+
+
+def test_several_contrasts_decide_together(runs):
+    """Catches a verdict by the first of two contrasts that both decide, or by the kindest."""
+    both = Contrast(A, B, "better"), Contrast(B, A, "better")
+    verdict_of = lambda **more: judge_claim(Claim("x", "", both, "", "", **more), runs(),
+                                            range(3))["verdict"]
+    assert verdict_of() == "holds"
+    assert verdict_of(decides=2) == "mixed: 1 of 2 hold, 1 contradicted"
+
+
+def test_a_reversed_ranking_is_told():
+    """Catches the published order of effects taken for reproduced where ours is its reverse."""
+    effects = lambda *gains: [{"measure": KL_TO_TEACHER, "gain": gain, "gains": [gain]}
+                              for gain in gains]
+    assert reversed_rankings(effects(0.3, 0.2, 0.1)) == reversed_rankings(effects(0.2, 0.3, 0.1)) \
+        == []
+    (says,) = reversed_rankings(effects(0.1, 0.2, 0.3))
+    assert "not reproduced here" in says and KL_TO_TEACHER in says

@@ -1,4 +1,5 @@
 """Tasks: reading, scores and floors."""
+import json
 import math
 
 import numpy as np
@@ -9,7 +10,8 @@ from minibert.config import FinetuneConfig, preset_tasks
 from minibert.errors import UserError
 from minibert.files import corpus as corpus_module
 from minibert.tasks import tasks as tasks_module
-from minibert.tasks.tasks import TASKS, bag_of_words, load_task, load_tasks, read_task, score
+from minibert.tasks.tasks import (TASKS, Choice, bag_of_words, load_task, load_tasks, read_task,
+                                  score, shared_words)
 
 
 def test_scores_against_their_definitions():
@@ -180,7 +182,7 @@ def test_a_row_without_a_label_is_named_by_its_line(tmp_path):
 
 def test_tasks_of_a_preset():
     """Catches the embedded corpus's tasks after a run on one's own text, and none elsewhere."""
-    assert preset_tasks("tiny", "pydocs") == "library,same-page"
+    assert preset_tasks("tiny", "pydocs") == "library,word-order,halves"
     assert preset_tasks("tiny", "my.txt") == "none"
     assert preset_tasks("small", "my.txt") == preset_tasks("base", "pydocs") == "sst2,mrpc,cola"
 
@@ -205,3 +207,50 @@ def test_the_majority_is_that_of_the_training_rows(tmp_path):
     train, dev = ["a\tx", "b\tx", "c\ty"], ["a\ty", "b\ty", "c\tx"]
     folder = write_task(tmp_path, train, dev, header="text\tlabel")
     assert load_task("text", folder).floors()["majority"] == pytest.approx(1 / 3)
+
+
+def test_a_task_of_few_labels_asks_for_few_rows(tmp_path):
+    """Catches all of a task's rows where it is about few, and a number of one's own that is lost."""
+    rows = [f"word{i} of it\t{i % 2}" for i in range(300)]
+    write_task(tmp_path / "library", rows, header="text\tlabel")
+    assert len(load_task("library", str(tmp_path)).texts) == TASKS["library"].rows == 120
+    assert len(load_task("library", str(tmp_path), rows=7).texts) == 7
+    assert len(load_task("text", str(tmp_path / "library")).texts) == 300
+
+
+# ---- choices
+
+def write_choices(folder, rows, floors=None):
+    (folder / "halves").mkdir()
+    lines = ["right\twrong\tscored", *rows]
+    (folder / "halves" / "dev.tsv").write_text("\n".join(lines) + "\n")
+    if floors:
+        (folder / "halves" / "floors.json").write_text(json.dumps(floors))
+    return str(folder)
+
+
+def test_choices_are_read_with_their_floors(tmp_path):
+    """Catches a slice that is read from the wrong end, and a floor that is forgotten."""
+    folder = write_choices(tmp_path, ["a b c d\tc d a b\t-2:", "a b c\tb a c\t0:2"],
+                           {"bigrams": 0.7})
+    data = load_tasks("halves", folder)["halves"]
+    assert [one.right[one.scored] for one in data.choices] == [["c", "d"], ["a", "b"]]
+    assert [one.wrong[one.scored] for one in data.choices] == [["a", "b"], ["b", "a"]]
+    assert data.floors == {"majority": 0.5, "overlap": 0.5, "bigrams": 0.7}
+
+
+@pytest.mark.parametrize("row, message", [("a b\tb a\t1", "'1' is not a slice of words"),
+                                          ("a b\tb a\t", "has no label"),
+                                          ("a b\tb a", "line 2 has 2 columns")])
+def test_choices_that_cannot_be_read(row, message, tmp_path):
+    """Catches a traceback, or a row that is judged by other words than were meant."""
+    with pytest.raises(UserError, match=message):
+        load_tasks("halves", write_choices(tmp_path, [row]))
+
+
+def test_words_in_common_are_those_outside_the_slice():
+    """Catches scored words that are compared with themselves, and a tie that counts as won."""
+    shares = Choice("a b a c".split(), "d e a c".split(), slice(2, None))
+    assert shared_words([shares]) == 1
+    assert shared_words([Choice(shares.wrong, shares.right, shares.scored)]) == 0
+    assert shared_words([Choice(["a", "a"], ["a", "a"], slice(0, 2))]) == 0.5
