@@ -50,7 +50,8 @@ def settings_of(arm, grid):
     flags += ["--teacher", arm.teacher.name] if arm.teacher else shape_flags(grid)
     flags += arm.flags.format(layers=grid.layers, half=grid.layers // 2).split()
     run, more = parse_flags(script.__doc__, script.RECIPE, script.STEPS, other, argv=flags)
-    return {**dataclasses.asdict(run), **dataclasses.asdict(more), "steps": arm.budget * unit(arm, grid),
+    return {**dataclasses.asdict(run), **dataclasses.asdict(more),
+            "steps": arm.budget * unit(arm, grid),
             "text": arm.text, "eval_every": 0}
 
 
@@ -265,8 +266,9 @@ def test_runner_that_is_stopped_stops_its_runs(scripts, monkeypatch):
 @pytest.fixture
 def toy_grid(monkeypatch, toy_text, tmp_path, run_script):
     """compare() on a toy text, with runs in this process."""
-    monkeypatch.setitem(GRIDS, "quick", Grid("tiny", 2, 1500, 1.0, " ".join(TOY[:6] + TOY[8:]), " ".join(
-        [*BUDGET[6:-6], "--log-every 3 --eval-every 6"])))
+    monkeypatch.setitem(GRIDS, "quick", Grid(
+        "tiny", 2, 1500, 1.0, " ".join(TOY[:6] + TOY[8:]),
+        " ".join([*BUDGET[6:-6], "--log-every 3 --eval-every 6"])))
     first, second = Arm("whole"), Arm("half", flags="--data-fraction 0.5")
     student = Arm("student", "distill", "", 0.5, first)
     monkeypatch.setattr(compare_module, "CLAIMS", (
@@ -403,7 +405,8 @@ def arm(teacher, scores):
     floors = {"metric": "accuracy", "majority": 0.5, "bag_of_words": 0.7}
     return {"teacher": teacher, "layers": 2, "parameters": 1000, "disk": 4_000_000,
             "full-sentences": [{"mlm_loss": 4.0}, {"mlm_loss": 5.0}],
-            "last_fifth": [0.1, 0.2], "tasks": [{"sst2": {**floors, "score": score}} for score in scores] or [{}, {}]}
+            "last_fifth": [0.1, 0.2],
+            "tasks": [{"sst2": {**floors, "score": score}} for score in scores] or [{}, {}]}
 
 
 TIMED = {"latency_ms": {"big": 2.0, "small": 1.0},
@@ -423,7 +426,8 @@ def test_students_scores_are_counted_from_the_floor():
     on_a_gpu = models_table(claim, {**TIMED, "latency_64_ms": {"big": 9.0, "small": 5.0}})
     assert on_a_gpu.splitlines()[0].startswith(
         "| model | layers | parameters | of its encoder | MB | ms a text | ms for 64 | MLM loss")
-    assert on_a_gpu.splitlines()[2].startswith("| big | 2 | 1,000 | 800 | 4.0 | 2.00 | 9.00 | 4.500 |")
+    assert on_a_gpu.splitlines()[2].startswith(
+        "| big | 2 | 1,000 | 800 | 4.0 | 2.00 | 9.00 | 4.500 |")
     assert on_a_gpu.splitlines()[4] == "| (majority) |  |  |  |  |  |  |  | 0.500 |"
 
 

@@ -130,7 +130,7 @@ def test_help_shows_no_default_that_a_preset_overrules(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         train_bert.main()
     shown = " ".join(capsys.readouterr().out.split())
-    for text in ("updates of the weights [by preset]", "feed-forward of 4 times that [by preset]",
+    for text in ("leaves the initial weights as they are [by preset]", "feed-forward of 4 times that [by preset]",
                  "sequences in an optimizer step [by preset]",
                  "clip the gradient to this norm; 0: never [1.0]",
                  "masks that repeat or new ones each epoch [static]"):

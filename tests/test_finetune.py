@@ -1,4 +1,5 @@
 """A classifier that learns what can be learned, with and without a teacher."""
+import dataclasses
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
 from minibert.__main__ import main
 from minibert.config import FinetuneConfig
 from minibert.errors import UserError, run_cli
+from minibert.tasks import finetune as finetune_module
 from minibert.tasks.finetune import (SequenceClassifier, classify, describe, finetune,
                                load_classifier, predict)
 from minibert.tokenizer import train_tokenizer
@@ -74,6 +76,28 @@ def test_starts_from_the_pretrained_encoder(run, task_dir):
     weights = torch.load(task_dir / "out" / "classifier.pt", weights_only=True)
     for name, weight in load_pretrained(run)[0].encoder.state_dict().items():
         assert torch.allclose(weights[f"encoder.{name}"], weight, atol=1e-6), name
+
+
+def test_several_seeds_give_their_mean(run, task_dir):
+    """Catches a second seed that repeats the first, and a score of one of them alone."""
+    settings_of = lambda name, **other: settings(task_dir, epochs=1, rows=40,
+                                                 out=str(task_dir / name), **other)
+    both = finetune(run, settings_of("both", seed=3, seeds=2))
+    alone = [finetune(run, settings_of(f"{seed}", seed=seed))["score"] for seed in (3, 4)]
+    assert both["scores"] == alone and both["score"] == pytest.approx(sum(alone) / 2)
+    first, kept = (torch.load(task_dir / name / "classifier.pt", weights_only=True)
+                   for name in ("3", "both"))
+    assert all(torch.equal(first[name], kept[name]) for name in first)
+
+
+def test_a_task_says_how_long_it_is_learned(run, task_dir, monkeypatch):
+    """Catches few rows that are seen three times only."""
+    steps = []
+    monkeypatch.setattr(finetune_module, "learning_rate", lambda step, run: steps.append(step) or 0)
+    monkeypatch.setitem(finetune_module.TASKS, "text", dataclasses.replace(
+        finetune_module.TASKS["text"], epochs=5))
+    finetune(run, settings(task_dir, epochs=0, rows=16))
+    assert len(steps) // 2 == 5 * 2  # two groups of parameters; two batches of 8
 
 
 def test_same_seed_same_classifier(run, task_dir):
@@ -329,7 +353,7 @@ def test_from_the_command_line(run, task_dir, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "text: accuracy" in printed and "bag of words" in printed
     assert json.loads((task_dir / "out/metrics.json").read_text())["settings"]["rows"] == 16
-    for flags, message in (([], "is there already"), (["--epochs", "0"], "--epochs"),
+    for flags, message in (([], "is there already"), (["--epochs", "-1"], "--epochs"),
                            (["--task", "poetry"], "poetry")):
         monkeypatch.setattr(sys, "argv", [*command, *flags])
         with pytest.raises(SystemExit) as ended:

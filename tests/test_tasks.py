@@ -210,7 +210,7 @@ def test_the_majority_is_that_of_the_training_rows(tmp_path):
 
 
 def test_a_task_of_few_labels_asks_for_few_rows(tmp_path):
-    """Catches all of a task's rows where it is about few, and a number of one's own that is lost."""
+    """Catches all rows of a task that is about few of them, and a number of rows that is lost."""
     rows = [f"word{i} of it\t{i % 2}" for i in range(300)]
     write_task(tmp_path / "library", rows, header="text\tlabel")
     assert len(load_task("library", str(tmp_path)).texts) == TASKS["library"].rows == 120

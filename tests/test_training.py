@@ -18,6 +18,7 @@ from minibert.data import Batch, Batches
 from minibert.errors import UserError, run_cli
 from minibert.evaluation import evaluate, evaluation_set
 from minibert.files.corpus import prepare
+from minibert.files.hub import load_pretrained
 from minibert.files.run_folder import atomic_write
 from minibert.losses import mlm_loss
 from minibert.masking import IGNORE, DynamicMasker, mask_tokens
@@ -204,6 +205,29 @@ def test_data_fraction_is_used(toy_text, tmp_path, run_script):
                    "--data-fraction", share, "--out", tmp_path / share)
     epochs = [log(tmp_path / share)[-2]["epoch"] for share in ("1", "0.3")]
     assert epochs[1] >= 2 * epochs[0] > 0
+
+
+def test_data_tokens_are_used(toy_text, tmp_path, run_script):
+    """Catches a slice that is taken for a share, and one that the text does not have."""
+    flags = [*BUDGET, *TOY, "--corpus", toy_text, "--steps", 40]
+    run_script("train_roberta", *flags, "--data-tokens", 500, "--out", tmp_path / "500")
+    run_script("train_roberta", *flags, "--out", tmp_path / "all")
+    epochs = [log(tmp_path / name)[-2]["epoch"] for name in ("500", "all")]
+    assert epochs[0] >= 3 * epochs[1] > 0
+    with pytest.raises(UserError, match="--data-tokens 99999 is more than the"):
+        run_script("train_roberta", *flags, "--data-tokens", 99999, "--out", tmp_path / "more")
+
+
+def test_no_steps_leave_the_initial_weights(toy_text, tmp_path, run_script):
+    """Catches a division by no steps, and an update that was not asked for: the scores of a network
+    without training are what pretraining has to beat."""
+    flags = [*BUDGET, *TOY, "--corpus", toy_text, "--steps", 0, "--out", tmp_path / "none"]
+    run_script("train_roberta", *flags)
+    metrics = json.loads((tmp_path / "none" / "metrics.json").read_text())
+    assert metrics["steps"] == metrics["tokens"] == 0 and log(tmp_path / "none") == []
+    trained = load_pretrained(str(tmp_path / "none"))[0]
+    assert all(torch.equal(one, two) for one, two in zip(
+        trained.parameters(), MaskedLM(trained.config, seed=0).parameters()))
 
 
 # ---- evaluation

@@ -139,8 +139,8 @@ def _claim(claim: dict[str, Any], drawn: bool) -> list[str]:
           f"{np.mean(arm['seconds']):.0f}", _besides(arm)] for name, arm in claim["arms"].items()]))
     tasks = task_scores(claim["arms"])
     if len(tasks) > 1 + len(FLOORS):  # of two arms or more
-        parts.append("Scores of tasks, each seed; in brackets what needs no model, and the networks "
-                     "with random weights show what pretraining is worth:")
+        parts.append("Scores of tasks, each seed. What stands in brackets needs no model, and the "
+                     "networks with random weights show what pretraining is worth.")
         parts.append(_markdown(["arm", *tasks["(majority)"]], [
             [name, *(" ".join(f"{score:.3f}" for score in scores) for scores in row.values())]
             for name, row in tasks.items()]))
@@ -200,7 +200,8 @@ def models_table(claim: dict[str, Any], family: dict[str, Any]) -> str:
             kept = f" ({(mean - floor) / above:.0%})" if above > 0.02 else ""
             cells.append(f"{mean:.3f}{kept}")
         rows.append([name, str(arm["layers"]), f"{arm['parameters']:,}",
-                     f"{encoders[name]:,}" if encoders else "", f"{arm['disk'] / 1e6:.1f}", *(f"{ms[name]:.2f}" for ms in timed.values()),
+                     f"{encoders[name]:,}" if encoders else "", f"{arm['disk'] / 1e6:.1f}",
+                     *(f"{ms[name]:.2f}" for ms in timed.values()),
                      f"{np.mean(losses(arm)):.3f}", *cells])
     for floor in FLOORS if tasks else ():
         rows.append([floor, *[""] * (5 + len(timed)), *(
