@@ -130,7 +130,8 @@ def test_help_shows_no_default_that_a_preset_overrules(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         train_bert.main()
     shown = " ".join(capsys.readouterr().out.split())
-    for text in ("leaves the initial weights as they are [by preset]", "feed-forward of 4 times that [by preset]",
+    for text in ("leaves the initial weights as they are [by preset]",
+                 "feed-forward of 4 times that [by preset]",
                  "sequences in an optimizer step [by preset]",
                  "clip the gradient to this norm; 0: never [1.0]",
                  "masks that repeat or new ones each epoch [static]"):
@@ -308,7 +309,7 @@ BAD = [  # script, flags, and what the line must say
     ("distill", "--distill-positions some", "predicted"),
     ("bert", "--steps many", "--steps"),
     ("bert", "--steps 1.5", "--steps"),
-    ("bert", "--steps 0", "--steps"),
+    ("bert", "--steps -1", "--steps"),
     ("bert", "--steps -3", "--steps"),
     ("bert", "--seed -1", "--seed"),
     ("bert", "--batch-size 0", "--batch-size"),
