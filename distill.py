@@ -18,12 +18,12 @@ from minibert.tasks.tasks import load_tasks
 from minibert.tokenizer import load_tokenizer
 from minibert.training import Training, mask_settings
 
-# Paper: section 3, "best practices for training BERT model recently proposed in Liu et al.", and
-# the released training command: no weight decay, gradients clipped to 5.
+# Paper: section 3 follows RoBERTa's recipe ("best practices for training BERT model recently
+# proposed in Liu et al."). The released training command has no weight decay and clips at 5.
 # Departure: that command masks rare tokens more often than frequent ones; here all are equal.
 RECIPE = dict(input_format="full-sentences", nsp=False, masking="dynamic",
               adam_beta2=0.98, weight_decay=0.0, max_grad_norm=5.0)
-STEPS = {"tiny": 800, "small": 10_000, "base": 250_000}
+STEPS = {"tiny": 800, "small": 10_000, "base": 250_000}  # by preset
 
 
 def main() -> None:
@@ -43,9 +43,9 @@ def main() -> None:
         print(f"{run.out}: the student starts from the teacher's layers {layers}")
     settings = mask_settings(run, tokenizer, training.device)
     teacher.to(training.device).eval()
-    # Departure: the released code compares at all tokens that are no padding, with an option
-    # (`restrict_ce_to_mask`) for soft targets at the predictions only. Here those and the cosine
-    # are compared at the predictions by default, which is much cheaper.
+    # Departure: the released code compares student and teacher at all non-padding tokens; an option
+    # (`restrict_ce_to_mask`) limits the soft targets to the predictions. Here the soft targets and
+    # the cosine are compared at the predictions by default, which is much cheaper.
     all_positions = distill.distill_positions == "all"
 
     for batch in training:
@@ -53,25 +53,29 @@ def main() -> None:
                                                   epoch=batch.epoch, **settings)
         batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
         training.show_examples(batch)
+        # Micro-batches divide by the whole batch's predictions, so that their gradients add up.
         num_predictions = (labels != IGNORE).sum()
         num_distilled = batch.attention_mask.sum() if all_positions else num_predictions
         for micro_batch in training.micro_batches(batch):
-            read_positions, valid = micro_batch.masked_positions, micro_batch.labels != IGNORE
             if all_positions:
                 read_positions, valid = None, micro_batch.attention_mask.bool()
+            else:
+                read_positions = micro_batch.masked_positions
+                valid = micro_batch.labels != IGNORE
             with training.autocast():
                 output = training.model(micro_batch.input_ids,
                                         attention_mask=micro_batch.attention_mask,
                                         positions=read_positions)
                 logits = output.mlm_logits
-                if all_positions:
+                if all_positions:  # hard labels are known at the predictions only
                     logits = gather(logits, micro_batch.masked_positions)
                 losses = {"mlm": mlm_loss(logits, micro_batch.labels, num_predictions)}
                 loss = distill.alpha_mlm * losses["mlm"]
                 if distill.alpha_kl or distill.alpha_cos:
-                    with torch.no_grad():  # the teacher reads the same masked tokens
-                        teacher_output = teacher(micro_batch.input_ids, positions=read_positions,
-                                         attention_mask=micro_batch.attention_mask)
+                    with torch.no_grad():  # the teacher reads the same masked text, and is fixed
+                        teacher_output = teacher(micro_batch.input_ids,
+                                                 attention_mask=micro_batch.attention_mask,
+                                                 positions=read_positions)
                     losses["kl"] = soft_target_loss(output.mlm_logits, teacher_output.mlm_logits,
                                                     distill.temperature, valid, num_distilled)
                     losses["cos"] = cosine_loss(output.hidden, teacher_output.hidden, valid,

@@ -13,10 +13,11 @@ from minibert.tasks.tasks import load_tasks
 from minibert.tokenizer import special_ids
 from minibert.training import Training, mask_settings
 
-# Paper: section 3.1 and appendix A.2; google-research/bert: ten masks, gradients clipped to 1.
+# Paper: section 3.1 and appendix A.2. The ten masks for each sequence and the gradients clipped to
+# 1 are those of google-research/bert.
 RECIPE = dict(input_format="segment-pair", nsp=True, masking="static", static_masks=10,
               adam_beta2=0.999, weight_decay=0.01, max_grad_norm=1.0)
-STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
+STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}  # by preset
 
 
 def main() -> None:
@@ -38,6 +39,7 @@ def main() -> None:
                                                   epoch=batch.epoch, **settings)
         batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
         training.show_examples(batch)
+        # Micro-batches divide by the whole batch's predictions, so that their gradients add up.
         num_predictions = (labels != IGNORE).sum()
         for micro_batch in training.micro_batches(batch):
             with training.autocast():

@@ -14,12 +14,12 @@ from minibert.tokenizer import special_ids
 from minibert.training import Training, mask_settings
 
 # Paper: sections 3.1 and 4, and table 9: Adam's beta 2 is 0.98, and gradients are not clipped.
-# Departure: BERT's tokenizer by default, so that losses compare; --tokenizer bpe is RoBERTa's own.
+# Departure: the tokenizer is BERT's, so that losses can be compared; --tokenizer bpe is RoBERTa's.
 RECIPE = dict(input_format="full-sentences", nsp=False, masking="dynamic",
               adam_beta2=0.98, weight_decay=0.01, max_grad_norm=0.0)
-# Departure: RoBERTa's 500,000 updates of 8,000 sequences and its ten times the text are left to
-# --steps, --batch-size and --corpus: with BERT's budget it is the recipe alone that differs.
-STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
+# Departure: RoBERTa took 500,000 steps of 8,000 sequences each, on ten times BERT's text. Here it
+# has BERT's budget, so that the recipe alone differs; --steps, --batch-size and --corpus change it.
+STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}  # by preset
 
 
 def main() -> None:
@@ -41,6 +41,7 @@ def main() -> None:
                                                   epoch=batch.epoch, **settings)
         batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
         training.show_examples(batch)
+        # Micro-batches divide by the whole batch's predictions, so that their gradients add up.
         num_predictions = (labels != IGNORE).sum()
         for micro_batch in training.micro_batches(batch):
             with training.autocast():
@@ -60,11 +61,11 @@ def main() -> None:
 
 def make_model_config(run: RunConfig, base_config: ModelConfig, pad_token_id: int) -> ModelConfig:
     """RoBERTa with the sizes of base_config; pad_token_id: the tokenizer's padding token."""
-    if run.nsp:  # pairs and their head are BERT's
+    if run.nsp:  # the NSP head and the two token types that it needs are BERT's
         return dataclasses.replace(base_config, model_type="bert", next_sentence=True,
                                    type_vocab_size=2, pad_token_id=pad_token_id)
-    # One token type is none: a constant row, kept as Hugging Face's RoBERTa has it. And its
-    # positions count from pad + 1, so its table has as many rows more.
+    # A single token type adds the same row to every token, which tells nothing; it is here because
+    # Hugging Face's RoBERTa has it. Positions count from pad + 1, so the table has more rows.
     rows = base_config.max_position_embeddings + pad_token_id + 1
     return dataclasses.replace(base_config, model_type="roberta", next_sentence=False,
                                type_vocab_size=1, pad_token_id=pad_token_id,

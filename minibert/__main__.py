@@ -1,4 +1,4 @@
-"""python -m minibert COMMAND: what is not a recipe; --help names the commands."""
+"""Everything but training the models, which the three scripts do."""
 import json
 import sys
 
@@ -8,7 +8,7 @@ from minibert.errors import run_cli
 
 
 def positive(text: str) -> int:
-    """A flag's number, 1 or more."""
+    """Read a flag's number, which is 1 or more. Raises ValueError on anything else."""
     if not text.isdecimal() or not int(text):
         raise ValueError
     return int(text)
@@ -17,49 +17,56 @@ def positive(text: str) -> int:
 def main() -> None:
     parser = Parser(prog="python -m minibert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    prepare = commands.add_parser("prepare", help="make a corpus ready, so that runs find it so")
-    prepare.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
+    prepare = commands.add_parser("prepare", help="prepare a corpus, so that runs start at once")
+    prepare.add_argument("--corpus", default="pydocs",
+                         help="the text: a name in data/ or a path [pydocs]")
     prepare.add_argument("--tokenizer", default="wordpiece", choices=("wordpiece", "bpe"))
     prepare.add_argument("--preset", default="auto", choices=("auto", *RUN_PRESETS),
-                         help="whose vocabulary size is to be used [auto]")
-    prepare.add_argument("--vocab-size", type=positive, help="another size than the preset's")
-    info = commands.add_parser("info", help="what a run is")
+                         help="the preset whose vocabulary size is used [auto]")
+    prepare.add_argument("--vocab-size", type=positive,
+                         help="use this size instead of the preset's")
+    info = commands.add_parser("info", help="show a run's settings, machine and results")
     info.add_argument("run", help="a run folder")
-    table = commands.add_parser("table", help="finished runs side by side")
+    table = commands.add_parser("table", help="show finished runs side by side")
     table.add_argument("runs", nargs="+", help="run folders")
-    blanks = commands.add_parser("fill-mask", help="the likeliest words for [MASK] in a text")
-    blanks.add_argument("runs", nargs="+", help="run folders, shown side by side")
-    blanks.add_argument("text", help='text with [MASK] in it; "-" reads lines from stdin')
-    blanks.add_argument("--top", type=positive, default=5, help="words to show [5]")
+    blanks = commands.add_parser("fill-mask", help="guess the words for [MASK] in a text")
+    blanks.add_argument("runs", nargs="+", help="run folders, to be shown side by side")
+    blanks.add_argument("text", help='a text with [MASK] in it; "-" reads lines from stdin')
+    blanks.add_argument("--top", type=positive, default=5, help="how many words to show [5]")
     tune = commands.add_parser("finetune", help="train a classifier on a run's encoder")
-    tune.add_argument("run", help="a run or Hugging Face folder")
+    tune.add_argument("run", help="the folder of a run or of a Hugging Face model")
     add_flags(tune, FinetuneConfig)
-    judge = commands.add_parser("classify", help="a fine-tuned model's classes for a text")
+    judge = commands.add_parser("classify", help="classify texts with a fine-tuned model")
     judge.add_argument("run", help="a folder that finetune made")
     judge.add_argument("texts", nargs="+", help='a text or a pair; "-" reads lines from stdin')
-    claims = commands.add_parser("compare", help="run the claims' arms and judge each claim")
-    claims.add_argument("--name", default="mine", help="of runs/NAME and results/NAME [mine]")
-    claims.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
+    claims = commands.add_parser("compare", help="run what the claims need and judge each claim")
+    claims.add_argument("--name", default="mine",
+                        help="where to write: runs/NAME and results/NAME [mine]")
+    claims.add_argument("--corpus", default="pydocs",
+                        help="the text: a name in data/ or a path [pydocs]")
     claims.add_argument("--grid", default="auto", choices=("auto", "quick", "full", "gpu"),
-                        help="the size of the runs; auto: quick, or gpu where there is one [auto]")
-    claims.add_argument("--seeds", type=positive, default=3, help="runs of each arm [3]")
-    claims.add_argument("--only", default="", metavar="IDS", help="claims, with commas between")
-    claims.add_argument("--jobs", type=positive, help="runs side by side [one a core]")
-    claims.add_argument("--tokens", type=positive, help="another budget than the grid's")
-    claims.add_argument("--vocab-size", type=positive, help="another one than the grid's")
+                        help="the size of the runs; auto is quick, and gpu where there is one [auto]")
+    claims.add_argument("--seeds", type=positive, default=3,
+                        help="seeds, that is, runs of each arm [3]")
+    claims.add_argument("--only", default="", metavar="IDS",
+                        help="test only these claims, separated by commas")
+    claims.add_argument("--jobs", type=positive, help="runs at the same time [one for each core]")
+    claims.add_argument("--tokens", type=positive, help="tokens of a run, instead of the grid's")
+    claims.add_argument("--vocab-size", type=positive,
+                        help="size of the vocabulary, instead of the grid's")
     claims.add_argument("--plan", action="store_true", help="print every run's command instead, "
                         "with the line that must be done before it, for another engine to run")
     again = commands.add_parser("report", help="write a comparison's report and figures again")
-    again.add_argument("name", help="of results/NAME")
-    speed = commands.add_parser("bench", help="how fast the steps are, beside other code's")
+    again.add_argument("name", help="the comparison in results/NAME")
+    speed = commands.add_parser("bench", help="time our steps and those of other code")
     add_flags(speed, BenchConfig)
-    speed.add_argument("--name", default="", help="write results/NAME/bench.json, too")
+    speed.add_argument("--name", default="", help="also write results/NAME/bench.json")
     speed.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    steps = commands.add_parser("walk", help="one batch at every station from text to loss",
-                                epilog="and every flag of the recipe's script")
+    steps = commands.add_parser("walk", help="show one batch at every station from text to loss",
+                                epilog="Every flag of the recipe's script is understood as well.")
     steps.add_argument("recipe", choices=("bert", "roberta", "distilbert"))
-    steps.add_argument("--run", default="", help="take this finished run's weights")
-    steps.add_argument("--teacher", default="", help="of distilbert: a finished run")
+    steps.add_argument("--run", default="", help="a finished run, whose weights and text to use")
+    steps.add_argument("--teacher", default="", help="for distilbert: a finished run to learn from")
     args, flags = parser.parse_known_args()
     if flags and args.command != "walk":
         parser.error(f"unrecognized arguments: {' '.join(flags)}")

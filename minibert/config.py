@@ -1,10 +1,12 @@
-"""Every setting once: the model's shape, the run's recipe, the presets, and the flags made of them.
+"""Every setting, defined once: the model's sizes, the run's recipe, the presets and the flags.
 
-A setting's value is the first that is given of: its flag, the preset, the script's recipe, the
-default below. The names of the model's fields are those of Hugging Face's `config.json`.
+Four places may set a value. In order of priority they are the flag, the preset, the script's
+recipe, and the default below; --print-config tells which one did. The names of the model's fields
+are those of Hugging Face's `config.json`.
 """
 import argparse
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -12,30 +14,31 @@ from minibert.errors import UserError
 
 
 def setting(default: Any, help: str, allowed: "str | tuple[str, ...]" = "") -> Any:
-    """A field that also becomes a flag; allowed is its choices, or an interval such as "(0, 1]"."""
+    """A field that becomes a flag. allowed: its choices, or an interval such as "(0, 1]"."""
     return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of an encoder and its heads (Devlin et al. 2018, section 3)."""
+    """The sizes of an encoder and its heads (Devlin et al. 2018, section 3)."""
     model_type: str = "bert"  # bert, roberta or distilbert: Hugging Face's names for the layouts
     next_sentence: bool = True  # a pooler and an NSP head, which only BERT has
-    type_vocab_size: int = 2  # 0: no token types (DistilBERT); 1: a constant row (HF's RoBERTa)
+    type_vocab_size: int = 2  # 0: none (DistilBERT); 1: a constant row (HF's RoBERTa)
     pad_token_id: int = 0
-    vocab_size: int = setting(30522, "entries of the vocabulary, special ones included", "[1, inf)")
-    hidden_size: int = setting(768, "width of the encoder; alone, it brings heads of 64 and a "
-                               "feed-forward of 4 times that", "[1, inf)")
-    num_hidden_layers: int = setting(12, "number of encoder layers", "[1, inf)")
+    vocab_size: int = setting(30522, "entries of the vocabulary, with the special ones", "[1, inf)")
+    hidden_size: int = setting(768, "width of the encoder; heads of 64 and a feed-forward 4 "
+                               "times as wide follow from it", "[1, inf)")
+    num_hidden_layers: int = setting(12, "layers of the encoder", "[1, inf)")
     num_attention_heads: int = setting(12, "attention heads in each layer", "[1, inf)")
     intermediate_size: int = setting(3072, "width of the feed-forward network", "[1, inf)")
     max_position_embeddings: int = setting(512, "rows of the position table", "[1, inf)")
-    hidden_act: str = setting("gelu", "activation", ("gelu", "gelu_new", "relu"))
+    hidden_act: str = setting("gelu", "activation function", ("gelu", "gelu_new", "relu"))
     hidden_dropout_prob: float = setting(0.1, "dropout after embeddings and sublayers", "[0, 1)")
     attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights", "[0, 1)")
-    layer_norm_eps: float = setting(1e-12, "epsilon of every LayerNorm", "(0, inf)")
+    layer_norm_eps: float = setting(1e-12, "epsilon of each LayerNorm", "(0, inf)")
     initializer_range: float = setting(0.02, "spread of the initial weights", "(0, inf)")
-    attn_implementation: str = setting("sdpa", "readable or fused attention", ("eager", "sdpa"))
+    attn_implementation: str = setting("sdpa", "attention that is readable (eager) or fused (sdpa)",
+                                       ("eager", "sdpa"))
 
     def __post_init__(self):
         _check(type(self), vars(self))
@@ -43,10 +46,10 @@ class ModelConfig:
             raise UserError(f"model type {self.model_type!r} is not known; "
                             "use bert, roberta or distilbert")
         if not 0 <= self.pad_token_id < self.vocab_size or self.type_vocab_size < 0:
-            raise UserError(f"the padding token {self.pad_token_id} or {self.type_vocab_size} "
-                            "token types cannot be; change them")
+            raise UserError(f"a model cannot have the padding token {self.pad_token_id} or "
+                            f"{self.type_vocab_size} token types; change them")
         if self.hidden_size % self.num_attention_heads:
-            raise UserError(f"hidden size {self.hidden_size} is no multiple of "
+            raise UserError(f"hidden size {self.hidden_size} is not a multiple of "
                             f"{self.num_attention_heads} attention heads; change one of them")
 
     @property
@@ -61,7 +64,7 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str) -> "ModelConfig":
-        """The shape of a published model or of one of this project's budgets, by name."""
+        """The sizes of a published model, or those of a preset for runs, by name."""
         if name not in MODEL_PRESETS:
             raise UserError(f"preset {name!r} is not known; "
                             f"choose one of {', '.join(MODEL_PRESETS)}")
@@ -69,7 +72,7 @@ class ModelConfig:
 
 
 def _sizes(layers: int, hidden: int, **other: Any) -> dict[str, Any]:
-    """Layers and width; BERT's rules give the rest: heads of 64, a feed-forward of 4 times H."""
+    """Layers and width; the rest follows by BERT's rules: heads of 64, a feed-forward of 4 H."""
     return dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=hidden // 64,
                 intermediate_size=4 * hidden, **other)
 
@@ -86,23 +89,23 @@ MODEL_PRESETS: dict[str, dict[str, Any]] = {
     "distilroberta-base": _sizes(6, 768, **_ROBERTA),
     "distilbert-base": _sizes(6, 768, model_type="distilbert", next_sentence=False,
                               type_vocab_size=0),
-    # Departure: dropout off and a wider initialisation in `tiny` and `small`. Few epochs cannot
-    # overfit, and 0.02 is 0.55/sqrt(H) at H 768: at H 128 the same share of 1/sqrt(H) is 0.05.
+    # Departure: `tiny` and `small` switch dropout off, because in a few epochs they cannot overfit,
+    # and start with larger weights: 0.02 is 0.55/sqrt(H) for H = 768, which is 0.05 for H = 128.
     "tiny": _sizes(4, 128, vocab_size=4096, max_position_embeddings=128, initializer_range=0.05,
                    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
     "small": _sizes(12, 384, vocab_size=8192, initializer_range=0.03,
                     hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-    # Departure: 6 entries more than BERT's 30,522: a GPU is faster at multiples of 64.
+    # Departure: 6 entries more than BERT's 30,522, because a GPU is faster at multiples of 64.
     "base": _sizes(12, 768, vocab_size=30528),
 }
 
-# What a preset says about the run; the scripts add its number of steps.
+# The settings of a run that go with a preset; the scripts add its number of steps.
 RUN_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(seq_length=32, batch_size=64, learning_rate=2e-3, warmup=0.1, eval_targets=20_000,
                  checkpoint_every=100, tasks="library,word-order,halves"),
     "small": dict(seq_length=128, batch_size=256, learning_rate=1e-3, warmup=0.1,
                   tasks="sst2,mrpc,cola"),
-    # Departure: BERT trains on 128 tokens for nine tenths of its steps; here all have 512.
+    # Departure: BERT trains on 128 tokens for nine tenths of its steps; here all steps have 512.
     "base": dict(seq_length=512, batch_size=256, gradient_accumulation_steps=4,
                  learning_rate=1e-4, warmup=0.01, tasks="sst2,mrpc,cola"),
 }
@@ -111,51 +114,52 @@ RUN_PRESETS: dict[str, dict[str, Any]] = {
 @dataclass(frozen=True)
 class RunConfig:
     """One training run: its text, its recipe and its budget."""
-    corpus: str = setting("pydocs", "a name in data/ (pydocs, wikitext2, wikitext103) or a path")
-    preset: str = setting("auto", "shape and budget; auto: tiny, on a GPU small",
+    corpus: str = setting("pydocs", "the text: pydocs, wikitext2, wikitext103 or a path")
+    preset: str = setting("auto", "sizes and budget; auto is tiny, and small on a GPU",
                           ("auto", *RUN_PRESETS))
-    out: str = setting("", "the run folder; a Hugging Face folder when it is done")
-    steps: int = setting(1, "optimizer steps: updates of the weights; 0 leaves the initial weights "
-                         "as they are", "[0, inf)")
-    seed: int = setting(0, "of initial weights, order, pairs, masks and dropout", "[0, inf)")
+    out: str = setting("", "the run's folder, which becomes a Hugging Face folder")
+    steps: int = setting(1, "optimizer steps, that is, updates of the weights; 0 leaves the initial "
+                         "weights as they are", "[0, inf)")
+    seed: int = setting(0, "decides initial weights, order, pairs, masks and dropout", "[0, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
-    compile: bool = setting(False, "compile the blocks: faster on a GPU after a minute or so")
-    data_fraction: float = setting(1.0, "share of the training text that is used", "(0, 1]")
+    compile: bool = setting(False, "compile the blocks: after a minute or so, a GPU is faster")
+    data_fraction: float = setting(1.0, "share of the training text to use", "(0, 1]")
     data_tokens: int = setting(0, "use only the first documents, as many as hold this many tokens; "
-                               "0: use --data-fraction instead", "[0, inf)")
-    tokenizer: str = setting("wordpiece", "BERT's WordPiece, uncased, or RoBERTa's byte-level BPE",
-                             ("wordpiece", "bpe"))
+                               "0 means that --data-fraction says how much", "[0, inf)")
+    tokenizer: str = setting("wordpiece", "BERT's WordPiece, in lower case, or RoBERTa's "
+                             "byte-level BPE", ("wordpiece", "bpe"))
     input_format: str = setting("full-sentences", "how text becomes sequences",
                                 ("segment-pair", "full-sentences", "doc-sentences"))
-    nsp: bool = setting(False, "learn next sentence prediction (needs segment-pair)")
-    short_seq_prob: float = setting(0.1, "share of documents cut to shorter segment pairs",
+    nsp: bool = setting(False, "learn next sentence prediction; needs segment-pair")
+    short_seq_prob: float = setting(0.1, "share of documents cut into shorter segment pairs",
                                     "[0, 1)")
-    masking: str = setting("dynamic", "masks that repeat or new ones each epoch",
+    masking: str = setting("dynamic", "masks that repeat, or new ones in each epoch",
                            ("static", "dynamic"))
-    static_masks: int = setting(10, "how many different static masks (BERT's dupe_factor)",
+    static_masks: int = setting(10, "masks made for each sequence when they are static (BERT's "
+                                "dupe_factor)",
                                 "[1, inf)")
     mask_rate: float = setting(0.15, "share of tokens to predict", "(0, 1]")
     whole_word_masking: bool = setting(False, "choose whole words instead of single tokens")
     seq_length: int = setting(128, "tokens in a sequence, special tokens included", "[8, inf)")
     batch_size: int = setting(256, "sequences in an optimizer step", "[1, inf)")
-    gradient_accumulation_steps: int = setting(1, "micro-batches that a batch is cut into, to fit "
-                                               "the memory", "[1, inf)")
-    learning_rate: float = setting(1e-4, "peak, reached after the warm-up", "(0, inf)")
-    warmup: float = setting(0.1, "share of the steps that warm up", "[0, 1)")
-    weight_decay: float = setting(0.01, "decoupled; not on LayerNorms and biases", "[0, inf)")
+    gradient_accumulation_steps: int = setting(1, "micro-batches that a batch is cut into, so "
+                                               "that it fits into the memory", "[1, inf)")
+    learning_rate: float = setting(1e-4, "peak, reached at the end of the warm-up", "(0, inf)")
+    warmup: float = setting(0.1, "share of the steps in which the learning rate rises", "[0, 1)")
+    weight_decay: float = setting(0.01, "AdamW's; LayerNorms and biases have none", "[0, inf)")
     adam_beta2: float = setting(0.999, "decay of Adam's second moment", "[0, 1)")
-    max_grad_norm: float = setting(1.0, "clip the gradient to this norm; 0: never", "[0, inf)")
+    max_grad_norm: float = setting(1.0, "clip the gradient to this norm; 0 means never", "[0, inf)")
     eval_targets: int = setting(50_000, "masked tokens in the fixed evaluation set", "[1, inf)")
     log_every: int = setting(50, "steps between lines of log.jsonl", "[1, inf)")
     eval_every: int = setting(500, "steps between evaluations", "[1, inf)")
     checkpoint_every: int = setting(500, "steps between checkpoints", "[1, inf)")
-    tasks: str = setting("none", "fine-tune on these at the end, with commas between; none: on "
-                         "none; the preset names some")
-    task_dir: str = setting("", "the folder that holds the tasks' folders, in GLUE's layout "
-                            "[downloaded, or made of pydocs]")
-    task_rows: int = setting(0, "use only the first rows of each train.tsv; 0: as many as the "
-                             "task asks for", "[0, inf)")
-    task_seeds: int = setting(1, "fine-tune on each task this often; its score is the mean",
+    tasks: str = setting("none", "fine-tune on these in the end, separated by commas; none "
+                         "means no task")
+    task_dir: str = setting("", "a folder with the tasks' folders, in GLUE's layout [they are "
+                            "downloaded, or made of pydocs]")
+    task_rows: int = setting(0, "use only the first rows of each train.tsv; 0 means as many as "
+                             "the task asks for", "[0, inf)")
+    task_seeds: int = setting(1, "how often to fine-tune on each task; the score is the mean",
                               "[1, inf)")
 
     def __post_init__(self):
@@ -175,14 +179,15 @@ class RunConfig:
 class DistillConfig:
     """What distillation adds (Sanh et al. 2019, section 3)."""
     teacher: str = setting("", "the folder of a run or of a Hugging Face model")
-    student_layers: int = setting(0, "layers of the student; 0: half the teacher's", "[0, inf)")
+    student_layers: int = setting(0, "layers of the student; 0 means half of the teacher's",
+                                  "[0, inf)")
     init: str = setting("teacher", "where the student's weights come from", ("teacher", "random"))
-    # Paper: DistilBERT's released training command; section 3 of the paper names no weights.
+    # Paper: these are the weights of DistilBERT's released command; its section 3 names none.
     alpha_kl: float = setting(5.0, "weight of the soft targets; 0 turns the term off", "[0, inf)")
     alpha_mlm: float = setting(2.0, "weight of the hard labels; 0 turns the term off", "[0, inf)")
     alpha_cos: float = setting(1.0, "weight of the hidden states' cosine; 0 turns the term off",
                                "[0, inf)")
-    temperature: float = setting(2.0, "of the soft targets", "(0, inf)")
+    temperature: float = setting(2.0, "of the soft targets; 1 does not soften", "(0, inf)")
     distill_positions: str = setting("predicted", "where teacher and student are compared",
                                      ("predicted", "all"))
 
@@ -198,27 +203,28 @@ class DistillConfig:
 @dataclass(frozen=True)
 class FinetuneConfig:
     """A task, and BERT's own way to learn it (Devlin et al. 2018, appendix A.3)."""
-    task: str = setting("sst2", "what the columns are; text and pair: a task of your own, with "
-                        "text (or text_a and text_b) and label",
-                        ("sst2", "cola", "mrpc", "rte", "stsb", "library", "text", "pair"))
-    task_dir: str = setting("", "the folder with train.tsv and dev.tsv, or with GLUE's folders "
-                            "[downloaded, or made of pydocs]")
+    task: str = setting("sst2", "the task; text and pair are for tasks of your own, with the "
+                        "columns text (or text_a and text_b) and label",
+                        ("sst2", "cola", "mrpc", "rte", "stsb", "library", "same-page", "text",
+                         "pair"))
+    task_dir: str = setting("", "a folder with train.tsv and dev.tsv, or with GLUE's folders "
+                            "[they are downloaded, or made of pydocs]")
     out: str = setting("", "the folder for the classifier and its scores")
-    epochs: int = setting(0, "passes over train.tsv; 0: as many as the task asks for, mostly 3",
+    epochs: int = setting(0, "passes over train.tsv; 0 means as many as the task asks for, mostly 3",
                           "[0, inf)")
     batch_size: int = setting(32, "rows in an optimizer step", "[1, inf)")
-    # Departure: BERT's 5e-5 is for H 768; narrower models need larger steps.
-    learning_rate: float = setting(0.0, "peak; 0: 5e-5 * 768 / hidden size", "[0, inf)")
-    warmup: float = setting(0.1, "share of the steps that warm up", "[0, 1)")
-    rows: int = setting(0, "use only the first rows of train.tsv; 0: as many as the task asks for",
-                        "[0, inf)")
+    # Departure: BERT's 5e-5 is for H = 768; narrower models need larger steps.
+    learning_rate: float = setting(0.0, "peak; 0 means 5e-5 * 768 / hidden size", "[0, inf)")
+    warmup: float = setting(0.1, "share of the steps in which the learning rate rises", "[0, 1)")
+    rows: int = setting(0, "use only the first rows of train.tsv; 0 means as many as the task asks "
+                        "for", "[0, inf)")
     max_length: int = setting(128, "tokens of an input; the rest is cut off", "[8, inf)")
-    teacher: str = setting("", "a folder that finetune made: learn from its probabilities, too")
+    teacher: str = setting("", "a folder that finetune made, to learn from its probabilities")
     # Paper: DistilBERT's released script for SQuAD weighs soft and hard targets alike, at T 2.
     alpha_kl: float = setting(0.5, "share of the teacher's soft targets in the loss", "[0, 1]")
     temperature: float = setting(2.0, "of the soft targets", "(0, inf)")
-    seed: int = setting(0, "of the head's weights, order and dropout", "[0, inf)")
-    seeds: int = setting(1, "fine-tune this often, with --seed and the numbers after it; the score "
+    seed: int = setting(0, "decides the head's weights, order and dropout", "[0, inf)")
+    seeds: int = setting(1, "how often to fine-tune, with --seed and the numbers after it; the score "
                          "is the mean", "[1, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
 
@@ -235,16 +241,17 @@ class FinetuneConfig:
 @dataclass(frozen=True)
 class BenchConfig:
     """What is timed, and how often."""
-    num_hidden_layers: int = setting(4, "layers of the encoder; a student has half", "[1, inf)")
-    hidden_size: int = setting(256, "width; heads of 64, a feed-forward of 4 times that",
+    num_hidden_layers: int = setting(4, "layers of the encoder; a student has half of them",
+                                     "[1, inf)")
+    hidden_size: int = setting(256, "width; heads have 64, the feed-forward is 4 times as wide",
                                "[64, inf)")
     vocab_size: int = setting(8192, "entries of the vocabulary", "[100, inf)")
     seq_length: int = setting(128, "tokens in a sequence", "[8, inf)")
     batch_size: int = setting(32, "sequences in an optimizer step", "[1, inf)")
     rounds: int = setting(6, "how often each case is timed", "[1, inf)")
-    threads: int = setting(0, "threads on a CPU; 0: one a core", "[0, inf)")
+    threads: int = setting(0, "threads on a CPU; 0 means one for each core", "[0, inf)")
     compile: bool = setting(False, "compile our blocks")
-    only: str = setting("steps,masking,latency,growth,corpus", "parts, with commas between")
+    only: str = setting("steps,masking,latency,growth,corpus", "parts, separated by commas")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
 
     def __post_init__(self):
@@ -256,69 +263,124 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: 
                 ) -> tuple[RunConfig, Any]:
     """Read the command line of a training script.
 
-    doc: the script's docstring. recipe: what the script sets apart from RunConfig's defaults.
-    steps: number of steps by preset. other: the config class that gives further flags. without:
-    settings that would have no effect in this script. Returns a RunConfig and one of the other
-    class. Raises UserError on a value that cannot be.
+    doc: the script's docstring. recipe: the settings in which the script differs from RunConfig's
+    defaults. steps: the number of steps by preset. other: the config class that gives further
+    flags. without: settings that would have no effect in this script. Returns a RunConfig and one
+    of the other class. With --print-config it prints them and ends the program instead. Raises
+    UserError on a value that is not allowed.
     """
     parser = Parser(description=doc.strip().splitlines()[0])
-    by_preset = {"steps"}.union(*(MODEL_PRESETS[name] for name in RUN_PRESETS),
-                                *RUN_PRESETS.values())
+    parser.add_argument("--print-config", action="store_true",
+                        help="print every setting and where it comes from, then stop")
+    shown = {**recipe, "steps": "by preset"}
+    for name in RUN_PRESETS:
+        shown |= dict.fromkeys([*MODEL_PRESETS[name], *RUN_PRESETS[name]], "by preset")
     for config in (RunConfig, other):
-        add_flags(parser, config, {**recipe, **dict.fromkeys(by_preset, "by preset")}, without)
+        add_flags(parser, config, shown, without)
     given = vars(parser.parse_args(argv))
+    print_config = given.pop("print_config")
+
     preset = pick_preset(given.get("preset", "auto"), given.get("device", "auto"))
-    chosen = {**recipe, **MODEL_PRESETS[preset], **RUN_PRESETS[preset], "steps": steps[preset],
-              **given, "preset": preset}
-    if H := given.get("hidden_size"):  # the rest of the shape follows, as in BERT
-        chosen |= {"num_attention_heads": max(1, H // 64), "intermediate_size": 4 * H, **given}
-    if "tasks" not in given:
-        chosen["tasks"] = preset_tasks(preset, chosen.get("corpus", "pydocs"))
-    make = lambda config: config(**{item.name: chosen[item.name]
-                                    for item in dataclasses.fields(config) if item.name in chosen})
-    return make(RunConfig), make(other)
+    if "preset" in given:
+        given["preset"] = preset  # which may have been `auto`
+    tasks = preset_tasks(preset, given.get("corpus", RunConfig.corpus))
+    # From the weakest to the strongest: each source replaces what those before it say.
+    sources = {
+        "default": {**_defaults(RunConfig), **_defaults(other), "preset": preset},
+        "recipe": recipe,
+        f"preset {preset}": {**MODEL_PRESETS[preset], **RUN_PRESETS[preset],
+                             "steps": steps[preset], "tasks": tasks},
+        "--hidden-size": _sizes_of_width(given.get("hidden_size", 0)),
+        "flag": given,
+    }
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for source, settings in sources.items():
+        values |= settings
+        origins |= dict.fromkeys(settings, source)
+    if print_config:
+        for config in (RunConfig, other):
+            _check(config, values)
+            print(_describe(config, values, origins, without))
+        sys.exit()
+    return _make(RunConfig, values), _make(other, values)
+
+
+def _defaults(config: type) -> dict[str, Any]:
+    return {item.name: item.default for item in dataclasses.fields(config)}
+
+
+def _sizes_of_width(hidden: int) -> dict[str, int]:
+    """What --hidden-size brings with it, by BERT's rules; nothing when it is not given."""
+    if not hidden:
+        return {}
+    return dict(num_attention_heads=max(1, hidden // 64), intermediate_size=4 * hidden)
+
+
+def _make(config: type, values: dict[str, Any]) -> Any:
+    return config(**{item.name: values[item.name] for item in dataclasses.fields(config)})
+
+
+def _describe(config: type, values: dict[str, Any], origins: dict[str, str],
+              without: tuple[str, ...]) -> str:
+    """Every setting of a config class, one in a line: its flag, its value, where it comes from."""
+    lines = [config.__doc__.splitlines()[0]]
+    for item in dataclasses.fields(config):
+        if item.metadata and item.name not in without:
+            value = str(values[item.name]) or "-"
+            lines.append(f"  {_flag(item.name):32}{value:28}{origins[item.name]}")
+    return "\n".join(lines)
 
 
 def preset_tasks(preset: str, corpus: str) -> str:
     """The tasks that a run ends with: the preset's, but those made of pydocs for pydocs only."""
-    return "none" if preset == "tiny" and corpus != "pydocs" else RUN_PRESETS[preset]["tasks"]
+    if preset == "tiny" and corpus != "pydocs":
+        return "none"
+    return RUN_PRESETS[preset]["tasks"]
 
 
 def pick_preset(name: str, device: str = "auto") -> str:
-    """The preset's name, `auto` resolved to what the device can do in an hour: tiny or small."""
-    return name if name != "auto" else "small" if pick_device(device) == "cuda" else "tiny"
+    """The preset's name; `auto` becomes what the device can do in an hour: tiny or small."""
+    if name != "auto":
+        return name
+    return "small" if pick_device(device) == "cuda" else "tiny"
 
 
 def pick_device(name: str) -> str:
-    """The device's name, `auto` resolved to the best at hand: cuda, mps or cpu."""
+    """The device's name; `auto` becomes the best that there is: cuda, mps or cpu."""
     import torch  # here, so that `--help` answers at once
 
-    at_hand = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-               "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+                 "cpu": True}
     if name == "auto":
-        return next(device for device, there in at_hand.items() if there)
-    if not at_hand[name]:
-        raise UserError(f"--device {name} is not at hand on this machine; use --device auto")
+        return next(device for device, found in available.items() if found)
+    if not available[name]:
+        raise UserError(f"--device {name} is not available on this machine; use --device auto")
     return name
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with our one line for what is wrong; flags are written out."""
+    """argparse, with errors in our one line; flags cannot be abbreviated."""
 
     def __init__(self, **settings: Any):
         super().__init__(allow_abbrev=False, **settings)
 
-    def error(self, message: str) -> NoReturn:  # argparse prints the usage first; this says more
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError, where argparse would print its whole usage first."""
         raise UserError(f"{message}; see --help")
 
 
-def add_flags(parser: Parser, config: type, recipe: dict[str, Any] | None = None,
+def add_flags(parser: Parser, config: type, shown: dict[str, Any] | None = None,
               without: tuple[str, ...] = ()) -> None:
-    """A flag for each setting of a config class; only those that are given reach the namespace."""
-    group = parser.add_argument_group(config.__doc__.splitlines()[0])
+    """Add a flag for each setting of a config class but those in `without`.
+
+    shown: what --help gives as the default of some settings, instead of the field's own. Flags
+    that are not given stay out of the parsed namespace.
+    """
+    group = parser.add_argument_group(config.__doc__.splitlines()[0].rstrip("."))
     for item in dataclasses.fields(config):
         if item.metadata and item.name not in without:
-            _add_flag(group, item, (recipe or {}).get(item.name, item.default))
+            _add_flag(group, item, (shown or {}).get(item.name, item.default))
 
 
 def _add_flag(group: Any, item: dataclasses.Field, default: Any) -> None:
@@ -340,18 +402,25 @@ def _flag(name: str) -> str:
 def _check(config: type, values: dict[str, Any]) -> None:
     """Raise UserError at the first value that its field does not allow."""
     for item in dataclasses.fields(config):
-        allowed, value = item.metadata.get("allowed"), values.get(item.name, item.default)
-        if type(value) not in ((int, float) if item.type is float else (item.type,)):
-            raise UserError(f"{_flag(item.name)} must be {item.type.__name__}; it is {value!r}")
-        if not allowed or item.name not in values:
-            continue
+        flag, value, allowed = _flag(item.name), values[item.name], item.metadata.get("allowed")
+        types = (int, float) if item.type is float else (item.type,)
+        if type(value) not in types:  # not isinstance, which takes True for a number
+            raise UserError(f"{flag} must be of type {item.type.__name__}; it is {value!r}")
         if isinstance(allowed, tuple):
             if value not in allowed:
-                raise UserError(f"{_flag(item.name)} {value!r} is not known; "
+                raise UserError(f"{flag} {value!r} is not known; "
                                 f"choose one of {', '.join(allowed)}")
-            continue
-        low, high = map(float, allowed[1:-1].split(","))
-        above = low <= value if allowed[0] == "[" else low < value
-        below = value <= high if allowed[-1] == "]" else value < high
-        if not (above and below):  # which is so for nan, too
-            raise UserError(f"{_flag(item.name)} must be in {allowed}; it is {value}")
+        elif allowed and not _is_within(value, allowed):
+            raise UserError(f"{flag} must be in {allowed}; it is {value}")
+
+
+def _is_within(value: float, interval: str) -> bool:
+    """Whether a number lies in an interval; NaN lies in none.
+
+    >>> _is_within(1, "(0, 1]"), _is_within(0, "(0, 1]"), _is_within(float("nan"), "[0, inf)")
+    (True, False, False)
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below

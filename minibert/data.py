@@ -1,9 +1,9 @@
 """From documents to batches: sentences, tokens on disk, sequences, tensors.
 
-A sequence is two spans of one long array of tokens: segments A and B of a pair, or, with B empty,
-a block of full sentences. So every input format ends in the same five numbers a sequence, and one
-function, `assemble`, makes tensors of them.
-B batch, S sequence, N sequences, T tokens of a text.
+A sequence is made of two spans of one long array of tokens: segments A and B of a pair, or a block
+of full sentences as A, with an empty B. So every input format ends in the same five numbers for
+each sequence, and one function, `assemble`, makes tensors of them.
+B batch, S sequence, N sequences, T tokens of a corpus.
 """
 import random
 import re
@@ -21,7 +21,8 @@ from minibert.errors import UserError
 from minibert.masking import hash_bits
 from minibert.tokenizer import SpecialIds, special_ids
 
-# After . ! or ? and a space, unless a small letter follows ("e.g. so"); after 。！？ always.
+# A sentence ends after . ! or ? and a space, unless a small letter follows ("e.g. so"), and always
+# after the Chinese and Japanese 。！？.
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^\sa-z])|(?<=[。！？])\s*(?=\S)")
 
 
@@ -41,6 +42,7 @@ class TokenizedCorpus(NamedTuple):
 
 
 class Batch(NamedTuple):
+    """Sequences of equal length; what is masked in them is filled in by a masker."""
     input_ids: Tensor  # (B, S) int64
     attention_mask: Tensor  # (B, S) int64, 1 = token, 0 = padding
     token_type_ids: Tensor  # (B, S) int64, 1 = segment B and its [SEP]
@@ -75,9 +77,9 @@ def sentences_of(document: list[str]) -> list[str]:
 
 def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer
              ) -> Iterator[tuple[list[int], list[int]]]:
-    """Each document's tokens, one [SEP] at their end, and how many of them each sentence has.
+    """The tokens of each document, with one [SEP] at their end, and the length of each sentence.
 
-    documents: their lines.
+    documents: each as a list of its lines.
 
     >>> from tokenizers import models, pre_tokenizers
     >>> words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "it", "rains", "so"]
@@ -87,10 +89,10 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer
     [([5, 6, 7, 3], [2, 1]), ([7, 5, 6, 3], [3])]
     """
     sep = special_ids(tokenizer).sep
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy, to change how it reads
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())  # a copy, because its settings change here
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True  # "[MASK]" in a text is text: brackets and a word
+    tokenizer.encode_special_tokens = True  # "[MASK]" in a text is read as brackets and a word
     while chunk := [sentences_of(document) for document in islice(documents, 500)]:
         flat = [sentence for document in chunk for sentence in document]
         encoded = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
@@ -102,14 +104,17 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer
 
 def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, dupe: int,
                   short_seq_prob: float = 0.1) -> np.ndarray:
-    """BERT's pairs: A, and a B that follows it or is from another document, half the time each.
+    """BERT's pairs: A, and a B that either follows it or is from another document.
 
-    A chunk of one sentence has nothing to follow, so its B is always random: in sequences of 32
-    tokens two pairs of three are. Cutting A and a B that follows may leave a gap between them.
-    max_tokens: of A and B together. dupe: which of the duplicates of the text this is; splits and
-    random segments are drawn anew in each. Returns (N, 5) int64: start and end of A, start and
-    end of B, and 0 = B follows A, 1 = B is random.
+    max_tokens: of A and B together. dupe: which of the duplicates of the text this is; where A
+    ends and which B is random are drawn anew in each. short_seq_prob: the share of documents that
+    are cut into shorter pairs. Returns (N, 5) int64: start and end of A, start and end of B, and
+    0 = B follows A, 1 = B is random. Raises UserError when there is only one document.
     Paper: Devlin et al. 2018, appendix A.2; google-research/bert, create_pretraining_data.py.
+
+    Half of the B's are random, so that neither answer is right more often and only reading helps.
+    But a chunk of one sentence has nothing left to follow it, so its B is always random: in
+    sequences of 32 tokens, two pairs of three are.
 
     Two documents of three and two sentences, two tokens each (token 6 is the [SEP] in between):
     >>> bounds = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
@@ -117,48 +122,63 @@ def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, dupe: 
     >>> segment_pairs(corpus, 6, seed=1, dupe=0, short_seq_prob=0).tolist()
     [[0, 4, 4, 6, 0], [7, 9, 0, 4, 1], [9, 11, 2, 6, 1]]
 
-    The first pair goes on in its document. The second has a random B, so its own second sentence
-    goes back, and becomes the A of the third.
+    In the first pair, B goes on where A ends. The second has a random B, so the sentence that
+    could have followed its A goes back, and becomes the A of the third.
     """
     bounds, documents = corpus.bounds.tolist(), corpus.documents.tolist()
-    last_document = len(documents) - 2
-    if last_document < 1:
+    if len(documents) - 1 < 2:
         raise UserError("segment pairs need at least two documents: the random B comes from "
                         "another one; put a blank line between documents, or use more of the text")
     pairs = []
-    for document, (i, end) in enumerate(zip(documents, documents[1:])):
+    for document, (first, end) in enumerate(zip(documents, documents[1:])):
         draw = random.Random(f"{seed} pairs {dupe} {document}")
-        # google-research/bert: some sequences are shorter, so that short inputs are no surprise.
+        # google-research/bert: some pairs are shorter, because later tasks have short inputs, too.
         short = draw.random() < short_seq_prob
         target = draw.randint(2, max_tokens) if short else max_tokens
-        start, length = i, 0  # the chunk in hand: sentences start..i
-        while i < end:
-            length += bounds[i][1] - bounds[i][0]
-            i += 1
-            if i < end and length < target:
-                continue
-            split = start + (draw.randint(1, i - start - 1) if i - start > 1 else 1)
-            a = bounds[start][0], bounds[split - 1][1]
-            is_random = i - start == 1 or draw.random() < 0.5
+        start = first
+        while start < end:
+            # A chunk is sentences start..stop. A takes those before a_end, B may take the others.
+            stop, length = start, 0
+            while stop < end and length < target:
+                length += bounds[stop][1] - bounds[stop][0]
+                stop += 1
+            a_end = start + 1
+            if stop - start > 1:
+                a_end = start + draw.randint(1, stop - start - 1)
+            a = bounds[start][0], bounds[a_end - 1][1]
+            is_random = stop - start == 1 or draw.random() < 0.5
             if is_random:
-                other = draw.randint(0, last_document - 1)
-                other += other >= document  # any document but this one
-                first = last = draw.randint(documents[other], documents[other + 1] - 1)
-                while (bounds[last][1] - bounds[first][0] < target - (a[1] - a[0])
-                       and last + 1 < documents[other + 1]):
-                    last += 1
-                b = bounds[first][0], bounds[last][1]
-                i = split  # what was not used goes back into the next chunk
+                room = target - (a[1] - a[0])
+                b = _random_segment(bounds, documents, document, room, draw)
+                start = a_end  # the rest of the chunk goes back: else no pair would ever show it
             else:
-                b = bounds[split][0], bounds[i - 1][1]
+                b = bounds[a_end][0], bounds[stop - 1][1]
+                start = stop
             pairs.append((*_truncate(*a, *b, max_tokens, draw), int(is_random)))
-            start, length = i, 0
     return np.array(pairs, dtype=np.int64)
+
+
+def _random_segment(bounds: list[list[int]], documents: list[int], document: int, room: int,
+                    draw: random.Random) -> tuple[int, int]:
+    """Sentences from a random place in any document but this one, until they fill the room."""
+    other = draw.randint(0, len(documents) - 3)
+    if other >= document:
+        other += 1
+    end = documents[other + 1]
+    first = draw.randint(documents[other], end - 1)
+    stop = first + 1
+    while stop < end and bounds[stop - 1][1] - bounds[first][0] < room:
+        stop += 1
+    return bounds[first][0], bounds[stop - 1][1]
 
 
 def _truncate(a_start: int, a_end: int, b_start: int, b_end: int, max_tokens: int,
               draw: random.Random) -> tuple[int, int, int, int]:
-    """Shorten the longer side, token by token from a random end, until both fit."""
+    """Shorten the longer segment, token by token from a random end, until both fit.
+
+    From either end, as in google-research/bert: so no end of a segment is cut off always. A B that
+    follows A may thereby lose its direct connection to it.
+    """
     while (a_end - a_start) + (b_end - b_start) > max_tokens:
         front = draw.random() < 0.5
         if a_end - a_start > b_end - b_start:
@@ -172,20 +192,21 @@ def full_sentences(corpus: TokenizedCorpus, max_tokens: int, *, cross_documents:
                    ) -> np.ndarray:
     """RoBERTa's blocks: full sentences in order, as many as fit (Liu et al. 2019, section 4.2).
 
-    cross_documents: FULL-SENTENCES, which go on into the next document after an extra [SEP];
-    False is DOC-SENTENCES. Returns (N, 5) int64 as `segment_pairs` does, B empty.
+    cross_documents: True is FULL-SENTENCES, where a block goes on into the next document after an
+    extra [SEP]; False is DOC-SENTENCES, where it ends with its document. Returns (N, 5) int64, as
+    `segment_pairs` does, with an empty B.
     Departure: a sentence longer than a block is cut into pieces; the paper does not say.
 
     Documents of three and two sentences, two tokens each, and a [SEP] (token 6) in between:
     >>> bounds = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
     >>> corpus = TokenizedCorpus(np.arange(12), bounds, np.array([0, 3, 5]))
-    >>> full_sentences(corpus, 5).tolist()  # the second holds 4, 5, [SEP], 7, 8
+    >>> full_sentences(corpus, 5).tolist()  # the second block holds 4, 5, [SEP], 7, 8
     [[0, 4, 0, 0, 0], [4, 9, 0, 0, 0], [9, 11, 0, 0, 0]]
     >>> full_sentences(corpus, 5, cross_documents=False).tolist()
     [[0, 4, 0, 0, 0], [4, 6, 0, 0, 0], [7, 11, 0, 0, 0]]
     """
-    bounds, blocks = corpus.bounds.tolist(), []
-    documents = corpus.documents.tolist()
+    bounds, documents = corpus.bounds.tolist(), corpus.documents.tolist()
+    blocks = []
     block_start = block_end = bounds[0][0]
     for first, end in zip(documents, documents[1:]):
         for i in range(first, end):
@@ -201,17 +222,17 @@ def full_sentences(corpus: TokenizedCorpus, max_tokens: int, *, cross_documents:
     blocks.append((block_start, block_end))
     spans = np.zeros((len(blocks), 5), dtype=np.int64)
     spans[:, :2] = blocks
-    return spans[spans[:, 1] > spans[:, 0]]  # some were closed before they held anything
+    return spans[spans[:, 1] > spans[:, 0]]  # some blocks were closed before they held anything
 
 
 def make_sequences(corpus: TokenizedCorpus, input_format: str, seq_length: int, *, seed: int,
                    dupe: int, short_seq_prob: float) -> np.ndarray:
-    """The sequences of one pass over the text, (N, 5): see `segment_pairs`."""
-    if input_format == "segment-pair":  # [CLS] A [SEP] B [SEP]
+    """The sequences of one pass over the corpus, (N, 5) int64: see `segment_pairs`."""
+    if input_format == "segment-pair":  # [CLS] A [SEP] B [SEP] has three special tokens,
         return segment_pairs(corpus, seq_length - 3, seed=seed, dupe=dupe,
                              short_seq_prob=short_seq_prob)
-    return full_sentences(corpus, seq_length - 2,  # [CLS] A [SEP]
-                          cross_documents=input_format == "full-sentences")
+    # and [CLS] A [SEP] has two.
+    return full_sentences(corpus, seq_length - 2, cross_documents=input_format == "full-sentences")
 
 
 def assemble(tokens: Tensor, spans: Tensor, sequence_ids: Tensor, epoch: int, seq_length: int,
@@ -230,42 +251,49 @@ def assemble(tokens: Tensor, spans: Tensor, sequence_ids: Tensor, epoch: int, se
     """
     a_start, a_end, b_start, b_end, is_random = spans[:, :, None].unbind(1)  # (B, 1) each
     a, b = a_end - a_start, b_end - b_start  # lengths
-    p = torch.arange(seq_length, device=tokens.device)  # (S,)
     length = torch.where(b > 0, a + b + 3, a + 2)
-    in_a, in_b = (p >= 1) & (p <= a), (p >= a + 2) & (p < a + 2 + b)
-    source = torch.where(in_a, a_start + p - 1, torch.where(in_b, b_start + p - a - 2, 0))
+    # Each position p either copies a token of A or of B, or holds a special one:
+    #   p         0     1 ... a   a+1    a+2 ... a+1+b   a+2+b   length ...
+    #           [CLS]   A ... A  [SEP]    B  ...   B     [SEP]   [PAD] ...
+    p = torch.arange(seq_length, device=tokens.device)  # (S,)
+    in_a = (p >= 1) & (p < a + 1)
+    in_b = (p >= a + 2) & (p < a + 2 + b)
+    source = torch.where(in_a, a_start + p - 1, 0)
+    source = torch.where(in_b, b_start + p - (a + 2), source)
     ids = torch.where(in_a | in_b, tokens[source].long(), special.sep)
-    ids = torch.where(p == 0, special.cls, torch.where(p < length, ids, special.pad))
-    return Batch(ids, (p < length).long(), ((p >= a + 2) & (p < length)).long(), is_random[:, 0],
-                 sequence_ids, epoch)
+    ids = torch.where(p == 0, special.cls, ids)
+    ids = torch.where(p < length, ids, special.pad)
+    attention_mask = (p < length).long()
+    token_type_ids = ((p >= a + 2) & (p < length)).long()
+    return Batch(ids, attention_mask, token_type_ids, is_random[:, 0], sequence_ids, epoch)
 
 
 class Batches:
-    """Batches without end, epoch after epoch; `cursor` is all there is to save for a resume."""
+    """Batches without end, epoch after epoch; `cursor` is all that a resume needs to know."""
 
     def __init__(self, corpus: TokenizedCorpus, run: RunConfig, special: SpecialIds, device: str,
                  dupe: Callable[[int], int]):
-        """dupe: the masker's rule, which duplicate of the text an epoch shows. Pairs are drawn by
-        it, too, so that static masks lie on static pairs, as in BERT's `dupe_factor`."""
-        self.corpus, self.run, self.special, self.dupe = corpus, run, special, dupe
-        self.device = device
+        """dupe: the masker's rule for which duplicate of the text an epoch shows. Pairs are drawn
+        by it, too, so that static masks lie on static pairs, as in BERT's `dupe_factor`."""
+        self.corpus, self.run, self.device = corpus, run, device
+        self.special, self.dupe = special, dupe
         self.tokens = torch.from_numpy(corpus.tokens.astype(np.int32)).to(device)
-        self.cursor = (0, 0)  # epoch, batches of it that are done
-        self._start(0)
+        self.cursor = (0, 0)  # the epoch, and how many of its batches are done
+        self._start_epoch(0)
 
     def __next__(self) -> Batch:
         epoch, done = self.cursor
+        if epoch != self.started_epoch:
+            self._start_epoch(epoch)
         B = self.run.batch_size
-        if self.ready != epoch:
-            self._start(epoch)
-        # A last, smaller batch is left out; in the next epoch's order it is another one.
-        rows = self.order[done * B:(done + 1) * B]
-        last = (done + 2) * B > len(self.order)
-        self.cursor = (epoch + 1, 0) if last else (epoch, done + 1)
-        return assemble(self.tokens, self.spans[rows], rows, epoch, self.run.seq_length,
-                        self.special)
+        sequence_ids = self.order[done * B:(done + 1) * B]
+        # Sequences that would not fill a last batch are left out; each epoch leaves out others.
+        is_last = (done + 2) * B > len(self.order)
+        self.cursor = (epoch + 1, 0) if is_last else (epoch, done + 1)
+        return assemble(self.tokens, self.spans[sequence_ids], sequence_ids, epoch,
+                        self.run.seq_length, self.special)
 
-    def _start(self, epoch: int) -> None:
+    def _start_epoch(self, epoch: int) -> None:
         run = self.run
         spans = make_sequences(self.corpus, run.input_format, run.seq_length, seed=run.seed,
                                dupe=self.dupe(epoch), short_seq_prob=run.short_seq_prob)
@@ -275,4 +303,4 @@ class Batches:
         self.spans = torch.from_numpy(spans).to(self.device)
         sequence_ids = torch.arange(len(spans), device=self.device)
         self.order = hash_bits(run.seed, "order", epoch, sequence_ids).argsort(stable=True)
-        self.ready = epoch
+        self.started_epoch = epoch

@@ -1,8 +1,9 @@
-"""Bad input ends in one line: `error: what is wrong; what to do`, exit code 2, no traceback."""
+"""How bad input ends: one line, `error: what is wrong; what to do`, and exit code 2."""
 import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -10,31 +11,31 @@ class UserError(Exception):
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Run a command's `main`, turning what the user can put right into one line and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its code
+    """Run a command's `main`; an error that its user can put right ends in one line and exit 2."""
+    for stream in (sys.stdout, sys.stderr):  # of a character that a terminal lacks, show the code
         stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+    except BrokenPipeError:  # whoever read our output is gone, as `head` is after its ten lines
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except UserError as error:
-        sys.exit(_line(str(error)))
+        _fail(str(error))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            sys.exit(_line(f"no room left to write {error.filename or 'a file'}; free some space "
-                           "and run the same command again"))
+            _fail(f"no room is left to write {error.filename or 'a file'}; free some space and run "
+                  "the same command again")
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            sys.exit(_line(f"{error.filename} cannot be read or written; check its permissions"))
+            _fail(f"{error.filename} cannot be read or written; check its permissions")
         if error.errno in (errno.ENOTDIR, errno.EISDIR):
-            sys.exit(_line(f"{error.filename} is a file where a folder is needed, or the other way "
-                           "round; name another path"))
+            _fail(f"{error.filename} is a file where a folder is needed, or the other way round; "
+                  "name another path")
         raise
 
 
-def _line(message: str) -> int:
+def _fail(message: str) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    return 2
+    sys.exit(2)

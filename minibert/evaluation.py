@@ -1,4 +1,4 @@
-"""The fixed held-out set that every run is measured on, the scores, and the baselines beside them.
+"""The fixed held-out set that all runs are measured on, their scores, and the baselines.
 
 N sequences, M masked positions, S sequence.
 """
@@ -18,9 +18,10 @@ from minibert.tokenizer import special_ids
 
 def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
                    tokenizer: tokenizers.Tokenizer, device: str) -> Batch:
-    """The fixed, masked held-out sequences: the same for every run on a corpus, whatever its seed.
+    """The fixed, masked held-out sequences: the same for all runs of one length on a corpus.
 
-    As many sequences as hold run.eval_targets targets, or all there are.
+    They do not depend on the run's seed, mask rate or masker. There are as many as hold
+    run.eval_targets targets, or all of them where the text has fewer.
     """
     special = special_ids(tokenizer)
     spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, dupe=0,
@@ -40,17 +41,19 @@ def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
 @torch.no_grad()
 def evaluate(model: MaskedLM, batch: Batch, batch_size: int = 256,
              teacher: MaskedLM | None = None) -> dict:
-    """Loss in nats per target and accuracy on a fixed set, beside the entropy of its targets.
+    """The loss in nats per target, the accuracy, and the entropy of the targets of a fixed set.
 
-    unigram_entropy: the lowest loss of a predictor that ignores its input. (One that looks at the
-    token in each target's own place does a little better: some are not shown as [MASK].) With a
-    teacher also KL(teacher || model) in nats per target, and how often both find the same word
-    likeliest. For a model with an NSP head on pairs, `nsp_scores`.
+    unigram_entropy: the lowest loss of a predictor that ignores its input. (One that looks only at
+    the token in each target's own place does a little better, because some are not shown as
+    [MASK].) With a teacher there are also KL(teacher || model) in nats per target, and the share
+    of targets for which both have the same first choice; for a model with an NSP head, on pairs,
+    also `nsp_scores`.
     """
     labels = batch.labels
     was_training = model.training
     model.eval()
-    loss, correct, kl, agreeing, nsp_guesses = 0.0, 0, 0.0, 0, []
+    loss, correct, kl, agreeing = 0.0, 0, 0.0, 0
+    nsp_guesses = []
     for rows in torch.arange(len(labels), device=labels.device).split(batch_size):
         inputs = dict(input_ids=batch.input_ids[rows], positions=batch.masked_positions[rows],
                       attention_mask=batch.attention_mask[rows],
@@ -68,13 +71,14 @@ def evaluate(model: MaskedLM, batch: Batch, batch_size: int = 256,
                                    denominator=1).item()
             agreeing += ((guesses == teacher_logits.argmax(-1)) & valid).sum().item()
     targets = labels[labels != IGNORE].cpu()
-    share = targets.bincount().double() / len(targets)
+    frequency = targets.bincount().double() / len(targets)
+    entropy = -torch.special.xlogy(frequency, frequency).sum().item()
     digest = hashlib.sha256(b"".join(
         tensor.cpu().numpy().tobytes()
         for tensor in (batch.input_ids, batch.masked_positions, labels)))
     result = {"mlm_loss": loss / len(targets), "accuracy": correct / len(targets),
-              "targets": len(targets), "unigram_entropy": -torch.special.xlogy(share, share).sum()
-              .item(), "hash": digest.hexdigest()[:16]}
+              "targets": len(targets), "unigram_entropy": entropy,
+              "hash": digest.hexdigest()[:16]}
     if teacher is not None:
         result |= {"kl_to_teacher": kl / len(targets), "agreement": agreeing / len(targets)}
     if nsp_guesses and batch.is_random_next.any():
@@ -84,15 +88,18 @@ def evaluate(model: MaskedLM, batch: Batch, batch_size: int = 256,
 
 
 def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, batch_size: int) -> dict[str, float]:
-    """Accuracy of next sentence prediction, and three figures that say what it is worth.
+    """Accuracy of next sentence prediction, and three figures that tell what it is worth.
 
-    guesses: (N,) 0/1. nsp_majority: always the more frequent answer. nsp_length: the best rule
-    that knows the pair's length alone, chosen on this very set; random pairs differ in length.
-    sentence_order: true pairs against the same with A and B swapped, where topic tells nothing;
-    half is chance (Lan et al. 2019, arXiv:1909.11942, section 3.1).
+    guesses: (N,) 0/1. nsp_majority is the accuracy of always giving the more frequent answer.
+    nsp_length is that of the best rule which knows only the pair's length, chosen on this very
+    set; random pairs differ in length. sentence_order is the accuracy on true pairs and on the
+    same pairs with A and B swapped: the topic tells nothing there, and chance is one half (Lan et
+    al. 2019, arXiv:1909.11942, section 3.1).
     """
     random, length = batch.is_random_next.bool(), batch.attention_mask.sum(1)
-    shares = torch.stack([((length >= cut) == random).double().mean() for cut in length.unique()])
+    # "Pairs of this length or more are random", for each length; the opposite rule has the rest.
+    by_length = torch.stack([((length >= least) == random).double().mean()
+                             for least in length.unique()])
     swapped = []
     for rows in (~random).nonzero()[:, 0].split(batch_size):
         ids, types = swap_segments(batch.input_ids[rows], batch.attention_mask[rows],
@@ -102,13 +109,13 @@ def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, batch_size: int) 
     in_order = (guesses[~random] == 0).double().mean()
     return {"nsp_accuracy": (guesses == random).double().mean().item(),
             "nsp_majority": max(random.double().mean().item(), (~random).double().mean().item()),
-            "nsp_length": max(shares.max().item(), 1 - shares.min().item()),
+            "nsp_length": max(by_length.max().item(), 1 - by_length.min().item()),
             "sentence_order": (in_order + torch.cat(swapped).double().mean()).item() / 2}
 
 
 def swap_segments(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
                   ) -> tuple[Tensor, Tensor]:
-    """Pairs with B before A, as input_ids and token_type_ids; all (N, S) int64.
+    """The same pairs with B before A, as input_ids and token_type_ids; all (N, S) int64.
 
     >>> ids = torch.tensor([[2, 7, 8, 3, 9, 3, 0]])  # [CLS] A [SEP] B [SEP] and padding
     >>> mask, types = (ids > 0).long(), torch.tensor([[0, 0, 0, 0, 1, 1, 0]])
@@ -117,6 +124,12 @@ def swap_segments(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Ten
     """
     b = token_type_ids.sum(1, keepdim=True)  # B and its [SEP]
     a = attention_mask.sum(1, keepdim=True) - b - 1  # A and its [SEP]
+    # Position p of the result copies position `source` of the input:
+    #   p         0     1 ... b      b+1 ... a+b    a+b+1 ...
+    #   result  [CLS]   B [SEP]      A [SEP]        [PAD]
+    #   source    0     a+1 ... a+b    1 ... a      a+b+1 ...
     p = torch.arange(input_ids.shape[1], device=input_ids.device)
-    source = torch.where((p >= 1) & (p <= b), p + a, torch.where((p > b) & (p <= a + b), p - b, p))
-    return input_ids.gather(1, source), ((p > b) & (p <= a + b)).long()
+    now_b, now_a = (p >= 1) & (p <= b), (p > b) & (p <= a + b)
+    source = torch.where(now_b, p + a, p)
+    source = torch.where(now_a, p - b, source)
+    return input_ids.gather(1, source), now_a.long()

@@ -1,7 +1,7 @@
 """The encoder and its heads, as BERT has them; RoBERTa and DistilBERT are settings of it.
 
 B batch, S sequence, H hidden, A heads, D head size (H = A * D), V vocabulary, M positions that are
-read (the masked ones, while training).
+read (in training these are the masked ones).
 
 Departure: GELU is the exact one (`gelu`), as in Hugging Face's configs; the released BERT computes
 its tanh approximation (`gelu_new`).
@@ -28,7 +28,7 @@ class MaskedLMOutput(NamedTuple):
 
 
 class MaskedLM(nn.Module):
-    """An encoder with the masked language model head and, for BERT, the NSP head."""
+    """An encoder with a head for masked words and, for BERT, one for the next sentence."""
 
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()
@@ -45,26 +45,31 @@ class MaskedLM(nn.Module):
     def forward(self, input_ids: Tensor, *, attention_mask: Tensor | None = None,
                 token_type_ids: Tensor | None = None,
                 positions: Tensor | None = None) -> MaskedLMOutput:
-        """Logits of the masked tokens, and of "B is random" where the model has that head.
+        """Predict the masked words and, where the model has that head, whether B is random.
 
         input_ids, token_type_ids: (B, S) int64. attention_mask: (B, S), 1 = token, 0 = padding.
-        positions: (B, M) int64, where predictions are read; None reads all S. Both give the same
-        numbers: what is not read is not computed.
+        positions: (B, M) int64, where predictions are wanted; None means at all S. The numbers are
+        the same either way, because positions that nobody asks for are only skipped.
         """
         read_positions = positions
         if positions is not None and self.config.next_sentence:
-            read_positions = F.pad(positions, (1, 0))  # [CLS], position 0, is read by the NSP head
+            read_positions = F.pad(positions, (1, 0))  # the NSP head reads [CLS], at position 0
         hidden = self.encoder(input_ids, attention_mask=attention_mask,
                               token_type_ids=token_type_ids, positions=read_positions)
         nsp_logits = None
         if self.config.next_sentence:
             nsp_logits = self.nsp_head(torch.tanh(self.pooler(hidden[:, 0])))
             hidden = hidden if positions is None else hidden[:, 1:]
-        # In `transformers` RoBERTa's head has the exact GELU, whatever hidden_act says.
-        roberta = self.config.model_type == "roberta"
-        activation = F.gelu if roberta else ACTIVATIONS[self.config.hidden_act]
+        # Why the head transforms first: a hidden state serves every task, but a guess has to lie
+        # next to a word's embedding. This layer leads from one to the other, so that the encoder
+        # need not; fine-tuning drops it.
+        activation = ACTIVATIONS[self.config.hidden_act]
+        if self.config.model_type == "roberta":
+            activation = F.gelu  # as in `transformers`, whatever hidden_act says
         transformed = self.transform_norm(activation(self.transform(hidden)))
-        # google-research/bert: the decoder is the table of words itself, with a bias of its own.
+        # Why the decoder is tied: a word's row says what it means as an input and as a guess, so
+        # one table learns from both, and BERT-base saves 23 of 133 million weights. The bias, one
+        # number a word, can hold how frequent it is. So does google-research/bert.
         words = self.encoder.embeddings.word.weight  # (V, H)
         return MaskedLMOutput(F.linear(transformed, words, self.decoder_bias), nsp_logits, hidden)
 
@@ -80,25 +85,37 @@ class Encoder(nn.Module):
 
     def forward(self, input_ids: Tensor, *, attention_mask: Tensor | None = None,
                 token_type_ids: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Hidden states of the last layer: (B, S, H), or (B, M, H) at `positions` (B, M)."""
+        """Hidden states of the last layer: (B, S, H), or (B, M, H) at `positions` (B, M).
+
+        Raises UserError when the input is longer than the position table.
+        """
         if input_ids.shape[1] > self.config.max_length:
             raise UserError(f"{input_ids.shape[1]} tokens are more than this model's "
                             f"{self.config.max_length} positions; cut the input into pieces")
+        # Padding is all that attention may not look at. There is no causal mask, and that is
+        # BERT's whole point: a model that predicts the next word must not see it, so it reads from
+        # left to right only. BERT hides the words to predict in the input itself and can read both
+        # what comes before them and what comes after (Devlin et al. 2018, section 1).
         attention_bias = None
         if attention_mask is not None:
-            # google-research/bert: -10000 leaves a padded key a weight of exactly 0; unlike -inf
-            # it makes no NaN of a row that is all padding.
+            # google-research/bert: -10000 leaves a padded key a weight of exactly 0; unlike -inf,
+            # it does not turn a row that is all padding into NaN.
             attention_bias = (1 - attention_mask[:, None, None, :].float()) * -10000  # (B, 1, 1, S)
         hidden = self.embeddings(input_ids, token_type_ids)  # (B, S, H)
         for layer in self.layers[:-1]:
             hidden = layer(hidden, attention_bias)
-        # The last layer's queries are needed only where its output is read; its keys and values
-        # everywhere. Known from flash-attention's `last_layer_subset`.
+        # The last layer computes its queries only where its output is read, but keys and values at
+        # all positions, because each query looks at all of them. (flash-attention calls this
+        # `last_layer_subset`.)
         return self.layers[-1](hidden, attention_bias, positions)
 
 
 class Embeddings(nn.Module):
-    """Word + position + token type, then LayerNorm and dropout; no scaling by sqrt(H)."""
+    """Word + position + token type, then LayerNorm and dropout.
+
+    Attention treats its input as a set. Only the position's vector tells it where a word stands,
+    and only the token type's which of two segments the word belongs to.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -111,10 +128,12 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """The sum for each token, (B, S, H). input_ids, token_type_ids: (B, S) int64."""
         if self.config.model_type == "roberta":
-            # RoBERTa's fairseq counts from pad + 1 and gives every pad the row `pad` itself.
-            token = (input_ids != self.config.pad_token_id).long()
-            position_ids = token.cumsum(1) * token + self.config.pad_token_id  # (B, S)
+            # RoBERTa's fairseq counts from pad + 1 and gives all padding the row `pad`:
+            #   <s> a b </s> <pad>, where pad is 1, has the positions [2, 3, 4, 5, 1].
+            is_token = (input_ids != self.config.pad_token_id).long()
+            position_ids = is_token.cumsum(1) * is_token + self.config.pad_token_id  # (B, S)
         else:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)  # (S,)
         total = self.word(input_ids) + self.position(position_ids)
@@ -126,7 +145,12 @@ class Embeddings(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, then a feed-forward network; each added to its input, then normalised."""
+    """Self-attention, then a feed-forward network; each is added to its input and normalised.
+
+    Why after the sum (post-norm): the first Transformer does, and BERT follows it. Later models
+    normalise a sublayer's input instead (pre-norm), which trains more easily when it is deep:
+    post-norm needs the learning rate to warm up (Xiong et al. 2020, arXiv:2002.04745).
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -140,40 +164,50 @@ class Block(nn.Module):
 
     def forward(self, hidden: Tensor, attention_bias: Tensor | None,
                 positions: Tensor | None = None) -> Tensor:
+        """New hidden states (B, S, H), or (B, M, H) at `positions` (B, M). hidden: (B, S, H)."""
         query_states = hidden if positions is None else gather(hidden, positions)
         attended = self.dropout(self.attention(query_states, hidden, attention_bias))
-        # Post-norm: the sum is normalised.
-        query_states = self.attention_norm(query_states + attended)
-        transformed = self.dropout(self.output(self.activation(self.intermediate(query_states))))
-        return self.output_norm(query_states + transformed)
+        attended = self.attention_norm(query_states + attended)
+        transformed = self.dropout(self.output(self.activation(self.intermediate(attended))))
+        return self.output_norm(attended + transformed)
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, section 3.2)."""
+    """Multi-head attention (Vaswani et al. 2017, section 3.2).
+
+    Each token asks by a query, answers by a key, and passes on its value: what a token receives
+    is the mean of all values, weighted by how well their keys answer its query. Each of the A
+    heads asks another question.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads = config.num_attention_heads
+        self.num_heads = config.num_attention_heads
         self.dropout = config.attention_probs_dropout_prob
-        self.fused = config.attn_implementation == "sdpa"
+        self.fused = config.attn_implementation == "sdpa"  # the same numbers, faster
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, query_states: Tensor, hidden: Tensor,
                 attention_bias: Tensor | None) -> Tensor:
-        """query_states: (B, M, H), which ask by queries. hidden: (B, S, H), which answers by keys
-        and values. attention_bias: added to the scores. Returns (B, M, H)."""
+        """What the tokens of query_states receive from those of hidden, (B, M, H).
+
+        query_states: (B, M, H). hidden: (B, S, H). attention_bias: added to the scores.
+        """
         query = self.split_heads(self.query(query_states))  # (B, A, M, D)
-        key, value = map(self.split_heads, self.key_value(hidden).chunk(2, dim=-1))  # (B, A, S, D)
-        attention_bias = None if attention_bias is None else attention_bias.to(query.dtype)
+        key, value = self.key_value(hidden).chunk(2, dim=-1)
+        key, value = self.split_heads(key), self.split_heads(value)  # (B, A, S, D)
+        if attention_bias is not None:
+            attention_bias = attention_bias.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
         attend = F.scaled_dot_product_attention if self.fused else readable_attention
         mixed = attend(query, key, value, attn_mask=attention_bias, dropout_p=dropout)
         return self.output(mixed.transpose(1, 2).flatten(2))  # (B, A, M, D) -> (B, M, H)
 
-    def split_heads(self, x: Tensor) -> Tensor:  # (B, M, H) -> (B, A, M, D)
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(B, M, H) -> (B, A, M, D)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 def readable_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
@@ -183,6 +217,9 @@ def readable_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Ten
     query: (B, A, M, D). key, value: (B, A, S, D). attn_mask: added to the scores (B, A, M, S).
     Returns (B, A, M, D).
     """
+    # Why sqrt(D): a dot product sums D products, so its spread grows with sqrt(D). Without the
+    # division the softmax of a wide head would put all weight on one key and pass on next to no
+    # gradient (Vaswani et al. 2017, section 3.2.1).
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if attn_mask is not None:
         scores = scores + attn_mask
@@ -196,10 +233,10 @@ def gather(hidden: Tensor, positions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialize(model: nn.Module, std: float, seed: int) -> None:
-    """Draw every weight by (seed, its name), so that models with a part in common share it.
+    """Draw every weight by (seed, its name), so that models that share a part start it alike.
 
-    Paper: google-research/bert draws matrices and embeddings from a normal distribution cut off
-    at two standard deviations, and sets biases to 0; LayerNorms start as the identity.
+    Paper: google-research/bert draws matrices and embeddings from a normal distribution that is
+    cut off at two standard deviations, and sets biases to 0; LayerNorms start as the identity.
     Departure: RoBERTa does not cut it off; here paired arms start from the same weights.
     """
     for name, parameter in model.named_parameters():

@@ -10,10 +10,11 @@ from tokenizers import AddedToken, Tokenizer
 
 from minibert.errors import UserError
 
-# The five special tokens: BERT's names, and RoBERTa's in the same roles.
+# The five special tokens: BERT's names, and RoBERTa's names for the same roles.
 WORDPIECE = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BYTE_BPE = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
-# Learning from a word takes the square of its length: a megabyte without a space is too much.
+# The time to learn from a word grows with the square of its length, so longer ones are cut: a text
+# may well hold a megabyte without a space.
 LONG_WORD = re.compile(r"\S{1000}")
 
 
@@ -27,16 +28,17 @@ class SpecialIds(NamedTuple):
 
 
 def train_tokenizer(texts: Callable[[], Iterable[str]], kind: str, vocab_size: int) -> Tokenizer:
-    """Learn a vocabulary from text: the same one whenever the text is the same.
+    """Learn a vocabulary from text; the same text always gives the same vocabulary.
 
-    texts: gives the sentences or paragraphs, each time it is called. kind: "wordpiece",
-    lower-cased as in bert-base-uncased, or "bpe". Returns a tokenizer of exactly vocab_size
-    entries. Raises UserError when the text does not support that many, or needs more.
+    texts: gives the sentences or paragraphs, whenever it is called. kind: "wordpiece", in lower
+    case as bert-base-uncased, or "bpe". Returns a tokenizer of exactly vocab_size entries. Raises
+    UserError when the text has too few different words for that many, or needs more.
     """
     cut = lambda: (LONG_WORD.sub(r"\g<0> ", text) for text in texts())
     if kind == "wordpiece":
-        # The library numbers the ##characters in an order that changes from run to run, and ties
-        # between merges go by number. So they are collected first, then given in sorted order.
+        # The library numbers the ##characters in an order that changes from run to run, and of two
+        # equally good merges it takes the one with the lower number. So the characters are
+        # collected first, and then given in sorted order.
         found = _train_wordpiece(cut(), list(WORDPIECE), vocab_size=0).get_vocab()
         characters = sorted(token for token in found if token.startswith("##"))
         trained = _train_wordpiece(cut(), [*WORDPIECE, *characters], vocab_size)
@@ -58,7 +60,7 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], kind: str, vocab_size: i
         raise UserError(f"--vocab-size {vocab_size} has no room for the {size} characters and "
                         f"special tokens of this text; use --vocab-size {size} or more")
     if size < vocab_size:
-        raise UserError(f"the text supports a vocabulary of {size} entries only; "
+        raise UserError(f"the text supports a vocabulary of only {size} entries; "
                         f"use --vocab-size {size} or less, or more text")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{first} $A {last}", pair=f"{first} {pair}",
@@ -82,17 +84,17 @@ def _train_wordpiece(texts: Iterable[str], first: list[str], vocab_size: int) ->
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json`. Raises UserError when it is missing or none."""
+    """Read a `tokenizer.json`. Raises UserError when it is missing or broken."""
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; name the folder of a finished run") from None
     except Exception as error:  # the library raises no narrower class
-        raise UserError(f"{path} is no tokenizer ({error}); copy it again") from None
+        raise UserError(f"{path} is not a tokenizer ({error}); copy it again") from None
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
-    """The special tokens' ids, under BERT's names or RoBERTa's. Raises UserError if one lacks."""
+    """The special tokens' ids, by BERT's or RoBERTa's names. Raises UserError if one is missing."""
     for names in (WORDPIECE, BYTE_BPE):
         ids = [tokenizer.token_to_id(name) for name in names]
         if None not in ids:
@@ -102,8 +104,10 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
 
 
 def continuations(tokenizer: Tokenizer) -> torch.Tensor:
-    """Which tokens continue a word, (V,) bool: WordPiece marks them with ##, byte-level BPE marks
-    the others, those that start one, with Ġ (a space)."""
+    """Which tokens continue a word, (V,) bool.
+
+    WordPiece marks these with ##; byte-level BPE marks the others, which start one, with Ġ.
+    """
     wordpiece = isinstance(tokenizer.model, models.WordPiece)
     result = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.bool)
     for token, id in tokenizer.get_vocab().items():

@@ -1,7 +1,7 @@
 """What the three recipes share: optimizer, schedule, evaluation, log, checkpoint and resume.
 
-A script builds a `Training` and iterates over it: one Batch for each optimizer step. It calls
-`backward` for each micro-batch and `optimizer_step` at the end; the rest happens in here.
+A script builds a `Training` and iterates over it, which gives one Batch for each optimizer step. It
+calls `backward` for each micro-batch and then `optimizer_step`; the rest happens in this file.
 """
 import contextlib
 import itertools
@@ -42,23 +42,31 @@ def mask_settings(run: RunConfig, tokenizer: tokenizers.Tokenizer, device: str) 
 
 
 def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Every parameter once: decayed, or not where it is a bias or belongs to a LayerNorm.
+    """Each parameter in one of two groups: with weight decay, or without.
 
-    By the module's type, since names vary. Paper: google-research/bert, optimization.py; the
-    embeddings are decayed there, too.
+    Why biases and LayerNorms are not decayed: decay draws weights towards 0, so that a matrix does
+    not rely on a few large ones. Biases and LayerNorms only shift and scale; they are too few to
+    overfit, and a LayerNorm's scale is at home at 1, not at 0. They are told by the module's
+    type, because names vary.
+    Paper: google-research/bert, optimization.py; the embeddings are decayed there, too.
     """
     norms = {id(parameter) for module in model.modules() if isinstance(module, nn.LayerNorm)
              for parameter in module.parameters()}
     decay, no_decay = [], []
     for name, parameter in model.named_parameters():
-        undecayed = id(parameter) in norms or name.endswith("bias")
-        (no_decay if undecayed else decay).append(parameter)
+        if id(parameter) in norms or name.endswith("bias"):
+            no_decay.append(parameter)
+        else:
+            decay.append(parameter)
     return [dict(params=decay, weight_decay=weight_decay), dict(params=no_decay, weight_decay=0.0)]
 
 
 def learning_rate(step: int, run: RunConfig) -> float:
-    """Linear from 0 at step 0 to the peak at the end of the warm-up, and linear to 0 at the end.
+    """The rate rises linearly from 0 to its peak during the warm-up, then falls linearly to 0.
 
+    Why a warm-up: at first, Adam knows the size of a gradient from a few steps only, and the layers
+    close to the output of a post-norm encoder have large gradients. Full steps could throw the
+    weights to where they do not recover from (Xiong et al. 2020, arXiv:2002.04745).
     Departure: google-research/bert decays from step 0, so that its rate drops when warm-up ends.
     """
     warmup = max(1, round(run.warmup * run.steps))
@@ -68,14 +76,14 @@ def learning_rate(step: int, run: RunConfig) -> float:
 
 
 def autocast(device: str) -> contextlib.AbstractContextManager:
-    """bf16 for a forward pass on CUDA, where it is fast; elsewhere it can be far slower."""
+    """bfloat16 for a forward pass on CUDA, where it is fast; elsewhere it can be far slower."""
     if device == "cuda":
         return torch.autocast("cuda", torch.bfloat16)
     return contextlib.nullcontext()
 
 
 def join_processes(device: str) -> tuple[int, int]:
-    """The number of this process and how many there are: torchrun's, or 0 and 1 without it."""
+    """This process's number and how many there are, from torchrun; 0 and 1 without it."""
     if "WORLD_SIZE" not in os.environ:
         return 0, 1
     if device == "cuda":
@@ -86,12 +94,15 @@ def join_processes(device: str) -> tuple[int, int]:
 
 
 class Training:
-    """One run in its folder, from its first step or from its checkpoint on."""
+    """One run in its folder, from its first step or from its checkpoint."""
 
     def __init__(self, run: RunConfig, model: MaskedLM, tokenizer: tokenizers.Tokenizer,
                  corpus: TokenizedCorpus, held_out: TokenizedCorpus, masker: Any,
                  metadata: dict[str, Any]):
-        """metadata: what identifies the run besides its settings; written to run.json."""
+        """masker: StaticMasker or DynamicMasker. metadata: what identifies the run besides its
+        settings; it is written to run.json. Raises UserError where settings do not fit together,
+        or another run or process has the folder.
+        """
         self.run, self.out, self.tokenizer = run, Path(run.out), tokenizer
         self.device = pick_device(run.device)
         if run.seq_length > model.config.max_length:
@@ -107,10 +118,10 @@ class Training:
         if run.compile:
             for layer in model.encoder.layers:
                 layer.compile()
-        # What the scripts call. Its backward pass averages gradients over the processes.
+        # The scripts call `model`, whose backward pass averages gradients over the processes.
         self.model = DistributedDataParallel(model) if self.world_size > 1 else model
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
-        self.window: list[dict[str, Tensor]] = []  # the steps since the last line of the log
+        self.window: list[dict[str, Tensor]] = []  # the steps since the log's last line
         self.terms: dict[str, Tensor] = {}  # the losses of the step in hand
         self.batches = Batches(training_part(corpus, run), run, special_ids(tokenizer),
                                self.device, masker.dupe)
@@ -121,7 +132,7 @@ class Training:
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
             eps=1e-6, fused=True)
         if self.rank == 0:
-            self.lock = open_run(run, metadata)  # held as long as this object lives
+            self.lock = open_run(run, metadata)  # the folder stays locked while this object lives
         self._wait_for_all()
         self._resume()
         self.interrupted = 0
@@ -135,14 +146,14 @@ class Training:
         with tqdm(total=self.run.steps, initial=first, desc=self.out.name, disable=plain,
                   unit="step") as self.bar:
             while self.step < self.run.steps:
-                # Dropout takes no generator, so torch's own starts anew from each step's key.
+                # Dropout takes no key, so torch's own generator starts anew in each step.
                 torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step, self.rank))
                 yield next(self.batches)
                 self.seconds = time.monotonic() - start
                 self._after_step()
 
     def show_examples(self, batch: Batch) -> None:
-        """Print the first three sequences of a new run, with what the masked tokens were."""
+        """Print the first three sequences of a new run; <word> is what a masked token was."""
         if self.step or self.rank:
             return
         for ids, where, words in zip(batch.input_ids[:3].tolist(), batch.masked_positions.tolist(),
@@ -155,10 +166,10 @@ class Training:
             tqdm.write("example: " + " ".join(token for token in tokens if token != pad))
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        """This process's rows of a batch, in pieces small enough for the memory.
+        """This process's rows of a batch, in micro-batches that fit into the memory.
 
-        Every process draws the masks of all rows, which costs next to nothing, so the number of
-        predictions is known to each without asking the others.
+        Every process draws the masks of all rows, which costs next to nothing. So each knows the
+        number of predictions without asking the others.
         """
         count = self.run.gradient_accumulation_steps * self.world_size
         fields = [value.chunk(count) if isinstance(value, Tensor) else [value] * count
@@ -166,17 +177,17 @@ class Training:
         return itertools.islice(map(Batch._make, zip(*fields)), self.rank, None, self.world_size)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """For the forward pass."""
+        """The precision of the forward pass."""
         return autocast(self.device)
 
     def backward(self, loss: Tensor, **terms: Tensor) -> None:
-        """Add the gradient of one micro-batch; the terms are logged by their names."""
-        (self.world_size * loss).backward()  # the average over processes is then the sum
+        """Add the gradient of one micro-batch; terms: parts of the loss, to be logged by name."""
+        (self.world_size * loss).backward()  # so that the average over processes becomes the sum
         for name, term in {"loss": loss, **terms}.items():
             self.terms[name] = self.terms.get(name, 0) + term.detach()
 
     def optimizer_step(self, batch: Batch, num_predictions: Tensor) -> None:
-        """Move the weights by the gradient in hand; predictions: how many targets it holds."""
+        """Move the weights by the gradient of a batch. num_predictions: how many targets it has."""
         if self.world_size > 1:  # each process has the terms of its own rows
             for term in self.terms.values():
                 dist.all_reduce(term)
@@ -191,9 +202,9 @@ class Training:
         self.terms = {}
 
     def save(self) -> None:
-        """Write the Hugging Face folder; from here on Ctrl-C and SIGTERM stop at once again.
+        """Write the Hugging Face folder; from now on Ctrl-C and SIGTERM stop the run at once.
 
-        Of several processes only the first goes on from here.
+        Of several processes only the first returns; the others end here.
         """
         if self.world_size > 1:
             self._wait_for_all()
@@ -205,14 +216,17 @@ class Training:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def finish(self, tasks: dict[str, dict], teacher: MaskedLM | None = None) -> None:
-        """Evaluate on both fixed sets and write metrics.json; tasks: scores of the fine-tuning."""
+        """Evaluate on both fixed sets and write metrics.json, which marks a finished run.
+
+        tasks: the scores of the fine-tuning. teacher: to be compared with, at the same targets.
+        """
         metrics = {kind: evaluate(self.module, found, teacher=teacher)
                    for kind, found in self.eval_sets.items()}
         metrics |= {"tasks": tasks, "parameters": sum(p.numel() for p in self.module.parameters()),
                     "layers": len(self.module.encoder.layers), "steps": self.step,
                     "tokens": self.tokens, "targets": self.targets,
                     "seconds": round(self.seconds, 1)}
-        write_json(self.out / "metrics.json", metrics)  # the last file: it marks a finished run
+        write_json(self.out / "metrics.json", metrics)  # written last
         for name in ("checkpoint.pt", ".lock"):
             (self.out / name).unlink(missing_ok=True)
         result = metrics["full-sentences"]
@@ -239,13 +253,13 @@ class Training:
         if stopping:
             self.bar.close()
             print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
-                  "the same command again to go on", file=sys.stderr)
+                  "the same command again to continue", file=sys.stderr)
             sys.exit(128 + self.interrupted)
 
     def _agree_to_stop(self) -> bool:
-        """Whether a signal was received: by any process, which must all stop at one step."""
+        """Whether any process received a signal; all of them have to stop at the same step."""
         if self.world_size > 1:
-            if self.step % self.run.log_every:  # they agree where they wait for each other anyway
+            if self.step % self.run.log_every:  # ask only where they wait for each other anyway
                 return False
             received = torch.tensor(self.interrupted, device=self.device)
             dist.all_reduce(received, dist.ReduceOp.MAX)
@@ -257,7 +271,7 @@ class Training:
             dist.barrier()
 
     def _log_window(self) -> None:
-        """Average the steps since the last line into one; here alone the device is waited for."""
+        """Log the means of the steps since the last line. Only here the device is waited for."""
         self._check_finite()
         values = {name: torch.stack([terms[name] for terms in self.window]).double().tolist()
                   for name in self.window[0]}
@@ -272,11 +286,11 @@ class Training:
         self.window = []
 
     def _check_finite(self) -> None:
-        """Raise UserError at a loss that is no number, before any checkpoint can hold it."""
+        """Raise UserError when a loss is NaN or infinite, before a checkpoint can hold it."""
         for step, terms in enumerate(self.window, self.step - len(self.window) + 1):
             if not torch.isfinite(terms["loss"]):
                 raise UserError(f"the loss of step {step} is {terms['loss'].item()}; {self.out} "
-                                "keeps its last good checkpoint: start anew, in another folder, "
+                                "keeps its last good checkpoint: start again, in another folder, "
                                 "with a lower --learning-rate")
 
     def _log(self, line: dict[str, Any]) -> None:
@@ -300,8 +314,8 @@ class Training:
         if path.exists():
             try:
                 state = torch.load(path, map_location=self.device, weights_only=True)
-            except Exception as error:  # torch names many kinds of broken files
-                raise UserError(f"{path} cannot be read ({error}); delete it to start anew") \
+            except Exception as error:  # torch raises many classes for broken files
+                raise UserError(f"{path} cannot be read ({error}); delete it to start again") \
                     from None
             self.module.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -310,7 +324,7 @@ class Training:
                 setattr(self, name, state[name])
             if self.rank:
                 return
-            print(f"{self.out}: goes on at step {self.step} of {self.run.steps}", flush=True)
+            print(f"{self.out}: continues at step {self.step} of {self.run.steps}", flush=True)
             lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
         # What was logged after the checkpoint will be logged again.
         written = [line for line in lines

@@ -344,7 +344,7 @@ def test_folder_without_text(tmp_path):
     """Would catch: an error about too few documents where the files have other endings."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.pdf").write_bytes(b"%PDF")
-    with pytest.raises(UserError, match="empty holds no .txt"):
+    with pytest.raises(UserError, match="empty does not hold a .txt"):
         prepare(str(tmp_path / "empty"), "bpe", 280)
 
 
@@ -456,7 +456,7 @@ def test_word_in_front_is_a_word_like_others():
 def test_broken_tokenizer_file(tmp_path, content):
     """Would catch: a traceback out of the library that does not name the file."""
     (tmp_path / "tokenizer.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match="tokenizer.json is no tokenizer"):
+    with pytest.raises(UserError, match="tokenizer.json is not a tokenizer"):
         load_tokenizer(tmp_path / "tokenizer.json")
 
 

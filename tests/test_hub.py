@@ -109,7 +109,7 @@ def test_weights_that_do_not_fit(folder, change, message):
     ("pytorch_model.bin", None, "pytorch_model.bin is missing"),
     ("pytorch_model.bin", "not a model", "cannot be read|more than tensors"),
     ("tokenizer.json", None, "tokenizer.json is missing"),
-    ("tokenizer.json", "{}", "is no tokenizer"),
+    ("tokenizer.json", "{}", "is not a tokenizer"),
 ])
 def test_folders_that_are_no_model(folder, name, content, message):
     """Catches tracebacks on folders that are incomplete, broken or something else."""

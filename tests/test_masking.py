@@ -3,7 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minibert.masking import IGNORE, DynamicMasker, StaticMasker, hash_bits, mask_tokens
+from minibert.masking import (IGNORE, MASKED_OF_TEN, RANDOM_OF_TEN, DynamicMasker, StaticMasker,
+                              hash_bits, mask_tokens)
 from minibert.tokenizer import continuations, special_ids, train_tokenizer
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = tuple(range(5))
@@ -148,6 +149,7 @@ def test_every_position_is_chosen_equally_often():
 
 def test_shares_of_mask_random_and_kept():
     """Would catch: a tenth of the last fifth instead of half of it: 80/2/18 (trap 8)."""
+    assert (MASKED_OF_TEN, RANDOM_OF_TEN) == (8, 1)  # and one of ten stays as it is
     ids = torch.full((10_000, 64), 7)
     ids[:, 0], ids[:, -1] = CLS, SEP
     inputs, positions, _ = mask(ids, vocab_size=1000)

@@ -322,17 +322,17 @@ def test_edited_code_is_not_passed_off_as_the_same(toy_text, tmp_path, run_scrip
     flags = [*BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run", "--tasks", "none"]
     run_script("train_roberta", *flags)
     run_script("train_roberta", *flags)
-    assert "other code" not in capsys.readouterr().err
+    assert "changed since" not in capsys.readouterr().err
     metadata = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps({**metadata, "code": "0123456789ab"}))
     run_script("train_roberta", *flags)
-    assert "1 of 1 runs there" in capsys.readouterr().err
+    assert "1 of 1 runs" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_run_is_left_alone(toy_text, tmp_path, run_script):
     """Catches a run that writes into somebody's documents."""
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="not a run's folder"):
         run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
@@ -463,7 +463,7 @@ def test_disk_full(toy_text, tmp_path, teacher):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, old)
-    assert_one_error_line(process, "no room left")
+    assert_one_error_line(process, "no room is left")
     assert not list((tmp_path / "run").glob("checkpoint*"))
     process = start_script("train_bert", *flags)
     assert process.wait(60) == 0

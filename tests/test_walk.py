@@ -79,6 +79,7 @@ def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text):
     assert f"weights: layers [0] of {teacher}" in shown
     trained = walk("distilbert", *budget, "--teacher", teacher, "--run", student)
     assert f"weights: {student}" in trained and trained != shown
+    assert "weights are new" not in shown + trained
     with pytest.raises(UserError, match="is a run of distilbert; python -m minibert walk distil"):
         walk("bert", *budget, "--run", student)
     # A run brings its text, its settings and its teacher along; flags go before them.
@@ -95,9 +96,11 @@ def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text):
 
 
 def test_walk_says_what_it_walks(walk, toy_text):
-    """Catches the script's recipe printed where flags say otherwise."""
+    """Catches the script's recipe printed where flags say otherwise, and guesses of new weights
+    that are shown as if they meant something."""
     shown = walk("bert", *BUDGET, *TOY, "--corpus", toy_text, "--masking", "dynamic")
     assert "masking dynamic, static_masks 10" in shown
+    assert shown.startswith("The weights are new and have learned nothing")
 
 
 def test_walk_in_five_files(walk, toy_text):

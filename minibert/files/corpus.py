@@ -1,4 +1,4 @@
-"""Prepared corpora: `--corpus NAME|PATH` becomes a tokenizer and token arrays on disk, once."""
+"""Corpora: `--corpus NAME|PATH` becomes a tokenizer and arrays of tokens on disk, once."""
 import gzip
 import hashlib
 import lzma
@@ -24,17 +24,17 @@ from minibert.tokenizer import load_tokenizer, train_tokenizer
 DATA = Path(__file__).resolve().parents[2] / "data"
 OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
 HELD_OUT = 0.08  # share of the documents that no run trains on
-VOCABULARY_TEXT = 20_000_000  # characters that a vocabulary is learned from: a sample, if need be
+VOCABULARY_TEXT = 20_000_000  # characters of text, at most, that a vocabulary is learned from
 
 
 def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
             tokenizer: Tokenizer | None = None
             ) -> tuple[Tokenizer, TokenizedCorpus, TokenizedCorpus, str]:
-    """The corpus as the tokenizer, the training text, the held-out text and a fingerprint.
+    """Return a corpus's tokenizer, its training and its held-out text, and its fingerprint.
 
     corpus: the name of a script in data/, or a path. tokenizer: None trains one of this kind and
-    size on the training text. What was prepared before is read, as long as neither text nor
-    tokenizer changed. Raises UserError when there is no such text, or too little of it.
+    size on the training text. What was prepared before is read again, unless the text or the
+    tokenizer has changed. Raises UserError when there is no such text, or too little of it.
     """
     path = corpus_path(corpus)
     fingerprint = _fingerprint(path, tokenizer.to_str() if tokenizer else f"{kind} {vocab_size}")
@@ -47,7 +47,7 @@ def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
             _prepare(path, temporary, kind, vocab_size, tokenizer)
             temporary.rename(folder)
         except OSError:
-            if not folder.exists():  # another run was faster; its arrays are the same
+            if not folder.exists():  # unless another run was faster: its arrays are the same
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -79,11 +79,12 @@ def _write_arrays(documents: Iterator[tuple[list[int], list[int]]], folder: Path
                   order: np.ndarray, held_out: int, dtype: type) -> None:
     """Write what `tokenize` yields as two corpora: "held-out", the first of `order`, and "train".
 
-    order: (documents,) int64, a permutation. The tokens pass through a file, not the memory.
+    order: (documents,) int64, a permutation. held_out: how many of it are held out. The tokens pass
+    through a file, so that a large text needs little memory.
     """
     dtype = np.dtype(dtype)
-    # Tokens of each sentence; sentences and tokens of each document.
-    lengths, counts, sizes = array("I"), array("I"), array("I")
+    lengths = array("I")  # tokens of each sentence
+    counts, sizes = array("I"), array("I")  # sentences and tokens of each document
     with open(folder / "staged", "wb") as staged:
         for tokens, sentences in documents:
             lengths.extend(sentences)
@@ -115,29 +116,32 @@ def _write_arrays(documents: Iterator[tuple[list[int], list[int]]], folder: Path
 
 
 def _npy_header(file: BinaryIO, dtype: np.dtype, *shape: int) -> None:
-    """Begin a file of numpy's format, whose numbers follow piece by piece."""
+    """Begin a file in numpy's format, whose numbers are then written piece by piece."""
     np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False,
                                                 "shape": shape})
 
 
 def load_corpus(folder: Path, split: str) -> TokenizedCorpus:
-    """The "train" or "held-out" split of what `_write_arrays` wrote; the arrays stay on disk."""
+    """The "train" or "held-out" split that `_write_arrays` wrote; its arrays stay on disk."""
     return TokenizedCorpus(*(np.load(folder / f"{split}.{name}.npy", mmap_mode="r")
                              for name in TokenizedCorpus._fields))
 
 
 def document_order(count: int) -> np.ndarray:
-    """A shuffled order of documents, in which any first part is a fair sample; (count,) int64."""
+    """A shuffled order of documents, (count,) int64: any first part of it is a fair sample."""
     return np.array(sorted(range(count), key=lambda number: hash_bits("documents", number)))
 
 
 def held_out_documents(count: int) -> set[int]:
-    """The numbers of the documents that no run trains on, the first in that order."""
+    """The numbers of the documents that no run trains on: the first in `document_order`."""
     return set(document_order(count)[:max(2, round(HELD_OUT * count))].tolist())
 
 
 def corpus_path(corpus: str) -> Path:
-    """The file or folder of a corpus; a name's script in data/ makes it where it is not there."""
+    """The file or folder of a corpus; where it is missing, its script in data/ makes it.
+
+    Raises UserError when there is no such text.
+    """
     names = {file.stem for file in DATA.glob("*.py")
              if file.stem != "download" and not file.stem.startswith("tasks_")}
     path, made = Path(corpus), DATA / f"{corpus}.txt"
@@ -149,21 +153,21 @@ def corpus_path(corpus: str) -> Path:
         raise UserError(f"there is no corpus {corpus!r}: no such path, and the names are "
                         f"{', '.join(sorted(names))}")
     if not text_files(path):
-        raise UserError(f"{path} holds no .txt, .gz or .xz file; name a folder that does")
+        raise UserError(f"{path} does not hold a .txt, .gz or .xz file; name a folder that does")
     return path
 
 
 def text_files(path: Path) -> list[Path]:
-    """The file itself, or a folder's .txt, .gz and .xz files in order of name."""
+    """The file itself, or a folder's .txt, .gz and .xz files, sorted by name."""
     if not path.is_dir():
         return [path]
     return sorted(file for file in path.rglob("*") if file.suffix in OPENERS and file.is_file())
 
 
 def read_documents(path: Path) -> Iterator[list[str]]:
-    """The documents of a text file or a folder of them, each as its lines; a blank line ends one.
+    """The documents of a text file or of a folder of them, each as a list of its lines.
 
-    Raises UserError when a file is not UTF-8 or cut short.
+    A blank line ends a document. Raises UserError when a file is not UTF-8 or is cut short.
     """
     for file in text_files(path):
         document: list[str] = []
@@ -184,7 +188,7 @@ def read_documents(path: Path) -> Iterator[list[str]]:
 
 
 def run_data_script(name: str, *arguments: str) -> None:
-    """Run data/`name`.py in a process of its own; where it fails, it has said why."""
+    """Run data/`name`.py in a process of its own; if it fails, it says why and this one ends."""
     paths = os.pathsep.join([str(DATA.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, DATA / f"{name}.py", *arguments],
                           env={**os.environ, "PYTHONPATH": paths})
@@ -193,7 +197,7 @@ def run_data_script(name: str, *arguments: str) -> None:
 
 
 def _fingerprint(path: Path, tokenizer: str) -> str:
-    """SHA-256 of all that the arrays depend on: settings, and every byte of the text."""
+    """SHA-256 of everything that the arrays depend on: settings, and every byte of the text."""
     settings = f"{tokenizer} {HELD_OUT} {SENTENCE_END.pattern}"
     digest = hashlib.sha256(settings.encode())
     for file in text_files(path):
@@ -206,7 +210,7 @@ def _fingerprint(path: Path, tokenizer: str) -> str:
 
 
 def describe(corpus: str, kind: str, vocab_size: int) -> str:
-    """Prepare a corpus and say in one line what it holds."""
+    """Prepare a corpus and describe in one line what it holds."""
     _, text, held_out, fingerprint = prepare(corpus, kind, vocab_size)
     return (f"{corpus}: {len(text.documents) - 1:,} documents, {len(text.bounds):,} sentences, "
             f"{len(text.tokens):,} tokens to train on; {len(held_out.documents) - 1:,} documents, "

@@ -1,7 +1,7 @@
-"""Hugging Face folders, both ways: the same weights under `transformers`' names.
+"""Hugging Face folders, written and read: the same weights under the names of `transformers`.
 
-The tables map this package's module names to theirs; {} is the layer's number. Their separate key
-and value projections are one matrix here, so that entry holds two names.
+The tables map this package's module names to theirs; {} is the layer's number. They have separate
+key and value projections, which are one matrix here, so that entry holds two names.
 """
 import dataclasses
 import json
@@ -56,7 +56,7 @@ _HEADS = {
     "distilbert": {"transform": "vocab_transform", "transform_norm": "vocab_layer_norm",
                    "decoder_bias": "vocab_projector.bias"},
 }
-# The tied decoder under its own name, and what `transformers` writes beside it.
+# `transformers` also writes the tied decoder, under a name of its own.
 _DECODERS = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder",
              "distilbert": "vocab_projector"}
 _DISTILBERT_FIELDS = {"hidden_size": "dim", "num_hidden_layers": "n_layers",
@@ -67,7 +67,7 @@ _OURS_ONLY = ("next_sentence", "attn_implementation")
 
 
 def their_names(config: ModelConfig, name: str) -> tuple[str, ...]:
-    """What `transformers` calls one of our parameters; two names where ours is two of theirs.
+    """What `transformers` calls one of our parameters; two names where it has two for our one.
 
     >>> their_names(ModelConfig(), "encoder.layers.3.attention_norm.bias")
     ('bert.encoder.layer.3.attention.output.LayerNorm.bias',)
@@ -85,7 +85,7 @@ def their_names(config: ModelConfig, name: str) -> tuple[str, ...]:
 
 
 def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Write config.json, pytorch_model.bin and the tokenizer, as `transformers` reads them."""
+    """Write config.json, pytorch_model.bin and the tokenizer, for `transformers` to read."""
     folder, config, weights = Path(folder), model.config, {}
     folder.mkdir(parents=True, exist_ok=True)
     for name, parameter in model.state_dict().items():
@@ -118,15 +118,15 @@ def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -
 
 
 def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
-    """Read a model and its tokenizer from a run's folder or one that `transformers` wrote.
+    """Read a model and its tokenizer from a run's folder, or from one that `transformers` wrote.
 
-    Raises UserError when a file is missing or broken, and when a weight is missing, unknown or of
-    another shape; nothing that a file holds is executed.
+    Nothing that a file holds is executed. Raises UserError when a file is missing or broken, or
+    when a weight is missing, unknown or of another shape.
     """
     folder = Path(folder)
     if (folder / "classifier.pt").exists():
-        raise UserError(f"{folder} is a fine-tuned classifier, which has no head for words; name "
-                        "the run that it was made from")
+        raise UserError(f"{folder} holds a fine-tuned classifier, which has no head for words; "
+                        "name the run that it was made from")
     theirs = _read_weights(folder)
     config = _read_config(folder, "cls.seq_relationship.weight" in theirs)
     model = build_on_meta(lambda: MaskedLM(config), config, theirs, folder)
@@ -143,7 +143,7 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
             raise UserError(f"{folder} lacks the weight {missing[0]}; copy the folder again")
         ours[name] = torch.cat([theirs.pop(one) for one in names])
         if ours[name].shape != expected.shape:
-            raise UserError(f"{folder}: {names[0]} does not have the shape that config.json says; "
+            raise UserError(f"{folder}: {names[0]} does not have the shape that config.json gives; "
                             "copy the folder again")
     if unknown := sorted(set(theirs) - ignored):
         raise UserError(f"{folder} holds the weight {unknown[0]}, which this model has no place "
@@ -162,10 +162,10 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
 
 def build_on_meta(make: Callable[[], nn.Module], config: ModelConfig,
                   weights: dict[str, Tensor], folder: str | Path) -> nn.Module:
-    """What `make` makes of a stranger's config, without memory: the file's tensors become weights.
+    """Build a model on torch's `meta` device, where weights take no memory, to be filled later.
 
-    Raises UserError when the config asks for more layers than there are weights, or sizes that no
-    tensor has.
+    So a stranger's config cannot fill the memory. make: builds the model. Raises UserError when
+    the config asks for more layers than there are weights, or for sizes that no tensor can have.
     """
     if config.num_hidden_layers > len(weights):
         raise UserError(f"{folder} lacks weights: {config.num_hidden_layers} layers are more than "
@@ -183,14 +183,14 @@ def _read_config(folder: Path, next_sentence: bool) -> ModelConfig:
         if fields.get("model_type") == "distilbert":
             ours = {theirs: name for name, theirs in _DISTILBERT_FIELDS.items()}
             fields = {ours.get(name, name): value for name, value in fields.items()}
-            fields |= {"type_vocab_size": 0, "layer_norm_eps": 1e-12}  # DistilBERT fixes both
+            fields |= {"type_vocab_size": 0, "layer_norm_eps": 1e-12}  # fixed in DistilBERT
         known = {item.name for item in dataclasses.fields(ModelConfig)} - set(_OURS_ONLY)
         return ModelConfig(next_sentence=next_sentence,
                            **{name: fields[name] for name in known if name in fields})
     except FileNotFoundError:
         raise UserError(f"{folder}/config.json is missing; name the folder of a finished run or "
                         "of a Hugging Face model") from None
-    except (ValueError, AttributeError, TypeError, UserError) as error:  # of a field, too
+    except (ValueError, AttributeError, TypeError, UserError) as error:
         raise UserError(f"{folder}/config.json cannot be used ({error}); copy it again") from None
 
 
@@ -201,10 +201,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of a pickle in which nothing is executed, by name.
+    """The tensors of a .safetensors file or of a pickle, by name; no code in it is executed.
 
-    Raises UserError when the file is missing, broken, holds anything else, or numbers that are
-    not finite.
+    Raises UserError when the file is missing or broken, or holds anything else than tensors of
+    finite numbers.
     """
     if path.suffix == ".safetensors":
         try:
@@ -222,7 +222,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         raise UserError(f"{path} holds more than tensors and is not read: it could run code; "
                         "get the model from a source you trust, as safetensors") from None
-    except Exception as error:  # torch and safetensors name many kinds of broken files
+    except Exception as error:  # torch and safetensors raise many classes for broken files
         raise UserError(f"{path} cannot be read ({error}); copy it again") from None
     if bad:
         raise UserError(f"{path}: the weight {bad[0]} is not finite; copy it again")
@@ -230,6 +230,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _modern(name: str) -> str:
-    """The first BERT checkpoints call LayerNorm's weight gamma and its bias beta."""
+    """A weight's name today: the first BERT checkpoints say gamma and beta in their LayerNorms."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta",
                                                                        "LayerNorm.bias")

@@ -1,4 +1,4 @@
-"""The run folder: settings in run.json, and files that are whole or not there at all."""
+"""The run folder: its settings in run.json, and files that are either whole or not there."""
 import contextlib
 import dataclasses
 import hashlib
@@ -20,16 +20,20 @@ from minibert.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where two processes in one folder go unnoticed
+except ImportError:  # on Windows, where nothing notices two processes in one folder
     fcntl = None
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAINS = ("*.py", "minibert/*.py", "minibert/files/*.py", "minibert/tasks/*.py")  # code of a run
-NOT_COMPARED = ("out", "device")  # settings in which a run may differ from when it was started
+# The code that decides what a run becomes; what only reads finished runs is left out.
+CODE_OF_A_RUN = ("*.py", "minibert/*.py", "minibert/files/*.py", "minibert/tasks/*.py")
+NOT_COMPARED = ("out", "device")  # settings that may change while a run is stopped
 
 
 def finished(run: RunConfig, metadata: dict[str, Any]) -> bool:
-    """Whether the run folder holds this very run, done; says so. Raises UserError if another's."""
+    """Whether the folder holds this run and it is done, which is then printed.
+
+    Raises UserError when the folder holds another finished run.
+    """
     done = (Path(run.out) / "metrics.json").exists()
     if done:
         _compare(run, metadata)
@@ -39,10 +43,10 @@ def finished(run: RunConfig, metadata: dict[str, Any]) -> bool:
 
 
 def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
-    """Make the run folder with its run.json, or check that the one there is of the same run.
+    """Make the run's folder and its run.json, or check that an existing one is of the same run.
 
-    Returns an open file, locked: as long as it is open no other process can train there. Raises
-    UserError where one does.
+    Returns an open, locked file; while it is open no other process can train there. Raises
+    UserError when another process does, or when the folder holds something else.
     """
     out = Path(run.out)
     if (out / "run.json").exists():
@@ -50,14 +54,15 @@ def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
         warn_of_other_code([out])
     else:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} is there and is no run folder; name another with --out")
+            raise UserError(f"{out} exists and is not a run's folder; name another with --out")
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "run.json", {"settings": dataclasses.asdict(run), **metadata, **machine()})
-    lock = open(out / ".lock", "w")  # a file that nobody else opens: closing it gives up the lock
+    lock = open(out / ".lock", "w")  # only opened here: closing it would release the lock
     try:
         if fcntl:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process gives it back
-    except (BlockingIOError, PermissionError):  # what POSIX allows to be said of a held lock
+            # When a process is killed, the system releases its lock.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that is held
         raise UserError(f"another process is training in {out}; wait for it, or name another "
                         "folder with --out") from None
     return lock
@@ -68,7 +73,7 @@ def _compare(run: RunConfig, metadata: dict[str, Any]) -> None:
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete the folder to start anew") \
+        raise UserError(f"{path} cannot be read ({error}); delete the folder to start again") \
             from None
     here = json.loads(json.dumps({"settings": dataclasses.asdict(run), **metadata}))
     for group, values in here.items():
@@ -84,29 +89,29 @@ def _compare(run: RunConfig, metadata: dict[str, Any]) -> None:
 def code() -> str:
     """A fingerprint of the code that trains: the scripts and the rooms that they import.
 
-    An edit in `tools/` or `claims/`, which only read finished runs, changes no run.
+    `tools/` and `claims/` are not part of it, because an edit there does not change any run.
     """
     digest = hashlib.sha256()
-    for file in sorted(file for pattern in TRAINS for file in ROOT.glob(pattern)):
+    for file in sorted(file for pattern in CODE_OF_A_RUN for file in ROOT.glob(pattern)):
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:12]
 
 
 def warn_of_other_code(folders: list[Path]) -> None:
-    """Say how many of these runs were made by other code than that which is here now."""
+    """Print how many of these runs were made by code that has changed since."""
     made = [json.loads((folder / "run.json").read_text(encoding="utf-8")).get("code")
             for folder in folders]
     if others := sum(one not in (None, code()) for one in made):
-        print(f"note: {others} of {len(folders)} runs there ({folders[0]}) were made by other code "
-              "than what is here now; delete them to make them again", file=sys.stderr)
+        print(f"note: {others} of {len(folders)} runs ({folders[0]}) were made by code that has "
+              "changed since; delete them to make them again", file=sys.stderr)
 
 
 def machine() -> dict[str, Any]:
-    """What a result depends on besides its settings: versions, machine, commit and code."""
+    """What a result depends on besides the settings: versions, machine, commit and code."""
     commit = subprocess.run(["git", "rev-parse", "--verify", "-q", "HEAD"], text=True, cwd=ROOT,
                             capture_output=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    info = Path("/proc/cpuinfo")  # Linux; elsewhere the kind of processor has to do
+    info = Path("/proc/cpuinfo")  # on Linux; elsewhere only the processor's kind is known
     found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     processor = found[1] if found else platform.machine()
     return {"versions": {"python": platform.python_version(), "torch": torch.__version__,
@@ -117,20 +122,21 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that is never half there."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file to write next to `path`, which takes its place only when it is whole and on disk."""
+    """A file next to `path` to write to; it replaces `path` when it is whole and on the disk."""
     temporary = path.with_name(path.name + ".part")
     try:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
-    except RuntimeError as error:  # torch's writer hides what the file system said
+    except RuntimeError as error:  # torch's writer hides the file system's own error
         raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""How fast the recipes' steps are: beside `transformers` and torch's own encoder, in one process.
+"""How fast the recipes' steps are, next to those of `transformers` and of torch's own encoder.
 
-All cases take turns, so that a busy minute falls on all of them; figures are compared within one
-run only. The arithmetic of a step is what its recipe needs, whoever computes more.
+All cases take turns in one process, so that a busy minute slows all of them; only figures of one
+run are compared. The arithmetic of a step is what its recipe needs, even where code computes more.
 B batch, S sequence, H hidden, I feed-forward, V vocabulary, M predictions in a sequence.
 """
 import dataclasses
@@ -37,14 +37,14 @@ SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 @dataclass
 class Case:
-    """Something to be timed: a call, how many tokens it reads and how much arithmetic it needs."""
+    """Something to time: a call, how many tokens it reads, and how much arithmetic it needs."""
     name: str
     call: Callable[[], Any]
     tokens: int = 0
     flops: float = 0.0
-    first: float = 0.0  # seconds of the first call, in which what is compiled is compiled
+    first: float = 0.0  # seconds of the first call, which includes any compiling
     seconds: list[float] = dataclasses.field(default_factory=list)
-    memory: float | None = None  # peak on the device, in MB; a CPU's belongs to the whole process
+    memory: float | None = None  # peak on a GPU, in MB; a CPU's is the whole process's
 
 
 def take_turns(cases: list[Case], rounds: int, device: str) -> None:
@@ -69,20 +69,20 @@ def take_turns(cases: list[Case], rounds: int, device: str) -> None:
 
 
 def flops_of(config: ModelConfig, B: int, S: int, M: int, training: bool = True) -> float:
-    """The arithmetic of one step in operations: what is read at M places is computed there only.
+    """The operations of one step; what is read at M positions counts at those only.
 
-    A multiplication with an addition counts as two; the backward pass as two forward passes.
+    A multiplication with an addition counts as two, the backward pass as two forward passes.
     """
     H, I, V = config.hidden_size, config.intermediate_size, config.vocab_size
-    read = M + config.next_sentence  # [CLS], too
+    queries = M + config.next_sentence  # of the last layer, which reads [CLS] for NSP
     full = S * (8 * H * H + 4 * H * I + 4 * S * H)  # query, key, value, output; scores and mixing
-    last = S * 4 * H * H + read * (4 * H * H + 4 * H * I + 4 * S * H)  # keys and values: all
+    last = S * 4 * H * H + queries * (4 * H * H + 4 * H * I + 4 * S * H)  # keys and values of all
     head = M * (2 * H * H + 2 * H * V)
     return B * (full * (config.num_hidden_layers - 1) + last + head) * (3 if training else 1)
 
 
 def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> TokenizedCorpus:
-    """Long documents of sentences of one length, so that hardly a place is padding."""
+    """Long documents of sentences of one length, so that there is hardly any padding."""
     starts = np.arange(sentences) * sentence + np.arange(sentences) // 200
     tokens = np.random.default_rng(0).integers(5, vocab_size, int(starts[-1]) + sentence + 1)
     return TokenizedCorpus(tokens.astype(np.uint16), np.stack([starts, starts + sentence], 1),
@@ -91,7 +91,7 @@ def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> Toke
 
 def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM | None = None
              ) -> Callable[[], None]:
-    """One optimizer step as the scripts make it, from spans of text to moved weights."""
+    """One optimizer step as in the scripts, from spans of text to moved weights."""
     model = MaskedLM(config).to(device).train()
     if run.compile:
         for layer in model.encoder.layers:
@@ -170,14 +170,15 @@ def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
                               transformers_step(plain, B, S, dropout, device),
                               flops=flops_of(plain, B, S, M)))
     except ImportError:
-        print("to time transformers, too: pip install transformers", file=sys.stderr)
+        print("to time transformers as well, pip install transformers", file=sys.stderr)
     for case in cases:
         case.tokens = B * S
-    return beside_products(cases, bench, device)
+    return relative_to_products(cases, bench, device)
 
 
-def beside_products(cases: list[Case], bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """Time steps and the machine's own matrix products in turns; each step as a share of those."""
+def relative_to_products(cases: list[Case], bench: BenchConfig, device: str
+                         ) -> list[dict[str, Any]]:
+    """Time steps and plain matrix products in turns, and give each step as a share of those."""
     products = matrix_products(bench, device)
     take_turns([*cases, *products], bench.rounds, device)
     peak = max(case.flops / min(case.seconds) for case in products)
@@ -189,7 +190,7 @@ def beside_products(cases: list[Case], bench: BenchConfig, device: str) -> list[
 
 
 def matrix_products(bench: BenchConfig, device: str) -> list[Case]:
-    """The machine's own speed: products of the step's largest shapes and of a square."""
+    """The machine's own speed: products of the largest shapes in a step, and of a square."""
     rows, H = bench.batch_size * bench.seq_length, bench.hidden_size
     gpu = device == "cuda"
     dtype, side = (torch.bfloat16, 8192) if gpu else (torch.float32, 2048)
@@ -201,7 +202,7 @@ def matrix_products(bench: BenchConfig, device: str) -> list[Case]:
 
 
 def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """Drawing one batch's masks, static and dynamic, beside `transformers`' collator."""
+    """Time the drawing of one batch's masks, static and dynamic."""
     B, S = bench.batch_size, bench.seq_length
     ids = torch.randint(5, bench.vocab_size, (B, S), device=device)
     sequence_ids = torch.arange(B, device=device)
@@ -226,7 +227,7 @@ def forward(encoder: Encoder, B: int, S: int, device: str) -> Callable[[], None]
 
 
 def latency(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """Base-size encoders of 12 and 6 layers: one text at a time, and 64."""
+    """Time base-size encoders of 12 and 6 layers, with one text at a time and with 64."""
     cases = []
     for compiled in (False, True) if bench.compile else (False,):
         for name in ("bert-base", "distilbert-base"):
@@ -241,7 +242,7 @@ def latency(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
 
 
 def growth(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """The RoBERTa step at other batch sizes, lengths and depths, one of them changed at a time."""
+    """Time the RoBERTa step at other batch sizes, lengths and depths, one changed at a time."""
     changes = [{"batch_size": bench.batch_size * factor // 4} for factor in (1, 2, 8)]
     changes += [{"seq_length": S, "batch_size": max(1, bench.batch_size * bench.seq_length // S)}
                 for S in (32, 512)]
@@ -256,12 +257,14 @@ def growth(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
                           our_step(model_config(one), run, device), one.batch_size * one.seq_length,
                           flops_of(model_config(one), one.batch_size, one.seq_length,
                                    max(1, round(0.15 * one.seq_length)))))
-    return beside_products(cases, bench, device)
+    return relative_to_products(cases, bench, device)
 
 
 def corpus(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """Preparing 1, 10 and 100 MB of text, each in a process of its own: time and, on Linux, the
-    highest memory. The text is `pydocs` again and again."""
+    """Time the preparation of 1, 10 and 100 MB of text; on Linux, give its peak of memory, too.
+
+    Each runs in a process of its own. The text is `pydocs`, repeated.
+    """
     documents = corpus_path("pydocs").read_text(encoding="utf-8").split("\n\n")
     found = []
     for megabytes in (1, 10, 100):
@@ -282,7 +285,7 @@ def corpus(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
                 [sys.executable, "-c", program, str(path)],
                 env={**os.environ, "MINIBERT_PREPARED": folder, "PYTHONPATH": str(DATA.parent)},
                 check=True, capture_output=True, text=True)
-        # Not getrusage: a process's highest memory there begins with its parent's.
+        # Not by getrusage, whose peak for a new process begins with its parent's.
         seconds, memory = map(float, done.stdout.split()[-2:])
         found.append({"name": f"{megabytes} MB", "seconds": [seconds], "peak_mb": memory / 1024})
     return found
@@ -292,7 +295,10 @@ PARTS = {part.__name__: part for part in (steps, masking, latency, growth, corpu
 
 
 def bench(bench: BenchConfig) -> dict[str, Any]:
-    """Time the parts asked for; every figure with its repetitions. Raises UserError for others."""
+    """Time the parts that bench.only names, and return every repetition's seconds.
+
+    Raises UserError when there is no such part.
+    """
     device = pick_device(bench.device)
     torch.set_num_threads(bench.threads or os.cpu_count() or 1)
     chosen = bench.only.split(",")

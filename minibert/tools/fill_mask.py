@@ -1,4 +1,4 @@
-"""The likeliest words for a blank, several models side by side: a teacher and its student."""
+"""The likeliest words for a blank, from several models side by side, as teacher and student."""
 from functools import cache
 from pathlib import Path
 
@@ -15,11 +15,11 @@ BAR = 20  # characters of a bar that means 100 %
 
 
 def fill_mask(folders: list[str], text: str, top: int = 5, names: list[str] | None = None) -> str:
-    """The `top` words of the first model for each blank, with every model's probability as a bar.
+    """The first model's `top` words for each blank, with every model's probability as a bar.
 
-    folders: runs or Hugging Face folders. text: holds [MASK] (or <mask>) at least once. names:
-    headings, instead of the folders' names. Raises UserError when there is no [MASK], or when the
-    text is longer than a model's positions.
+    folders: runs or Hugging Face folders. text: it holds [MASK] (or <mask>) at least once. names:
+    headings to use instead of the folders' names. Raises UserError when there is no [MASK], or
+    when the text is longer than a model allows.
     """
     guesses = [_probabilities(folder, text) for folder in folders]
     names = names or [Path(folder).name for folder in folders]
@@ -44,7 +44,7 @@ def fill_mask(folders: list[str], text: str, top: int = 5, names: list[str] | No
 
 @torch.no_grad()
 def _probabilities(folder: str, text: str) -> list[tuple[torch.Tensor, list[str]]]:
-    """For each blank the distribution over the vocabulary, (V,), and the vocabulary's tokens."""
+    """For each blank, the distribution over the vocabulary, (V,), and the tokens' names."""
     model, tokenizer, tokens = _load(folder)
     mask = special_ids(tokenizer).mask
     text = text.replace("[MASK]", tokens[mask]).replace("<mask>", tokens[mask])
@@ -62,7 +62,7 @@ def _load(folder: str):
     tokenizer.no_padding()
     tokenizer.no_truncation()
     names = [tokenizer.id_to_token(id) or "" for id in range(model.config.vocab_size)]
-    if not isinstance(tokenizer.model, tokenizers.models.WordPiece):  # as WordPiece writes them
+    if not isinstance(tokenizer.model, tokenizers.models.WordPiece):  # mark with ##, too
         names = ["##" * continues + tokenizer.decode([id], skip_special_tokens=False).strip()
                  for id, continues in enumerate(continuations(tokenizer).tolist())]
     return model.eval(), tokenizer, names
@@ -70,9 +70,10 @@ def _load(folder: str):
 
 def blanks(held_out: TokenizedCorpus, tokenizer: tokenizers.Tokenizer, count: int = 4
            ) -> list[tuple[str, str]]:
-    """Held-out sentences with [MASK] for a word, and the word: the same for every run on a corpus.
+    """Held-out sentences with [MASK] for a word, and that word; the same for all runs on a corpus.
 
-    Of sentences of 12 to 24 tokens, one whole word of at least four letters in the middle.
+    The sentences have 12 to 24 tokens, and the word is the one in the middle: a single token of at
+    least four letters.
     """
     continues, found = continuations(tokenizer), []
     for number in hash_bits("blanks", torch.arange(len(held_out.bounds))).argsort().tolist():

@@ -1,4 +1,4 @@
-"""The same training step by other hands: `transformers`, and torch's own encoder."""
+"""The same training step in other code: `transformers`, and torch's own encoder."""
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +15,7 @@ MASK = 4
 
 def transformers_step(config: ModelConfig, B: int, S: int, dropout: float, device: str
                       ) -> Callable[[], None]:
-    """The same in `transformers`: its BertForMaskedLM and its collator, in a plain loop."""
+    """One step of `transformers`: its BertForMaskedLM and its collator, in a plain loop."""
     import transformers
 
     model = transformers.BertForMaskedLM(transformers.BertConfig(
@@ -47,7 +47,7 @@ def transformers_step(config: ModelConfig, B: int, S: int, dropout: float, devic
 
 
 def torch_step(config: ModelConfig, B: int, S: int, device: str) -> Callable[[], None]:
-    """torch.nn.TransformerEncoder with a tied head over all positions, as tutorials write it."""
+    """One step of torch.nn.TransformerEncoder and a tied head at all positions, as tutorials do."""
     word = nn.Embedding(config.vocab_size, config.hidden_size)
     position = nn.Embedding(S, config.hidden_size)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(

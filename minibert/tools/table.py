@@ -1,4 +1,4 @@
-"""What runs are and how they compare, as text: `python -m minibert info | table`."""
+"""`python -m minibert info` and `table`: what a run is, and runs side by side."""
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ FLOORS = {"(majority)": "majority", "(bag of words)": "bag_of_words", "(word ove
 
 
 def family_table(folders: list[str]) -> str:
-    """Finished runs as a Markdown table, one a line; then the floors of their tasks.
+    """Finished runs as a Markdown table, one in a line, and below them the tasks' baselines.
 
     Raises UserError when a run is not finished or was evaluated on another set than the first.
     """
@@ -31,21 +31,22 @@ def family_table(folders: list[str]) -> str:
     tasks: dict[str, dict] = {}
     rows: list[dict[str, str]] = []  # heading -> cell
     for folder in folders:
-        metrics = read_json(Path(folder) / "metrics.json", "is missing: no run, or not finished")
+        metrics = read_json(Path(folder) / "metrics.json",
+                            "is missing; name the folder of a finished run")
         if "full-sentences" not in metrics:
             raise UserError(f"{folder} holds a fine-tuned classifier; name pretraining runs")
         found = metrics["full-sentences"]
         first = first or found
         if found["hash"] != first["hash"]:
             raise UserError(f"{folder} was evaluated on another set ({found['hash']}) than "
-                            f"{folders[0]} ({first['hash']}); compare runs on one corpus, "
-                            "tokenizer and sequence length, masked by the same code")
+                            f"{folders[0]} ({first['hash']}); compare runs of the same corpus, "
+                            "tokenizer, sequence length and masking code")
         done = {f"{name} {task['metric']}": task for name, task in metrics.get("tasks", {}).items()}
         for name, task in done.items():
             floors = {floor: task.get(floor) for floor in (*FLOORS.values(), "dev_rows")}
             if floors != tasks.setdefault(name, floors):
-                raise UserError(f"{folder} did {name} on other rows than the runs before it; "
-                                "compare runs with one --task-rows")
+                raise UserError(f"{folder} was scored in {name} on other rows than the runs before "
+                                "it; compare runs with the same --task-rows")
         rows.append({"run": Path(folder).name,
                      **{heading: form.format(get(metrics)) for heading, get, form in COLUMNS},
                      **{name: f"{task['score']:.3f}" for name, task in done.items()}})
@@ -68,7 +69,7 @@ def family_table(folders: list[str]) -> str:
 
 
 def info(folder: str) -> str:
-    """A run's settings, model, machine and, as far as it has come, its results."""
+    """A run's settings, model and machine, and its results or how far it has come."""
     out = Path(folder)
     metadata = read_json(out / "run.json", "is missing; name a run folder")
     lines = []
@@ -86,12 +87,12 @@ def info(folder: str) -> str:
                 if line.endswith("}")] if log.exists() else []
         step = done[-1]["step"] if done else 0
         lines += ["", f"not finished: step {step} of {metadata['settings']['steps']}; run the same "
-                      "command again to go on"]
+                      "command again to continue"]
     return "\n".join(lines)
 
 
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    """A JSON file. Raises UserError, with `otherwise` to be said of a file that is missing."""
+    """Read a JSON file. Raises UserError; of a missing file its message ends with `otherwise`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

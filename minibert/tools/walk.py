@@ -1,4 +1,4 @@
-"""One real batch at every station from text to loss, each with the file and line that makes it.
+"""One real batch at every station from text to loss, with the file and line that makes it.
 
 B batch, S sequence, H hidden, A heads, D head size, V vocabulary, M predicted positions.
 """
@@ -25,16 +25,16 @@ from minibert.tools.table import read_json
 from minibert.training import mask_settings
 
 SCRIPTS = {"bert": "train_bert", "roberta": "train_roberta", "distilbert": "distill"}
-SHOWN = 5  # predictions that are shown in full
+SHOWN = 5  # predictions to show in full
 
 
 @torch.no_grad()
 def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: str = "") -> str:
-    """The first batch of `recipe`, as its script would see it with these flags, without dropout.
+    """Show the first batch of a recipe as its script would see it, without dropout.
 
-    recipe: bert, roberta or distilbert. run_folder: a finished run of it, whose weights, text and
-    settings are used; "" takes a new model's. teacher_folder: a teacher for distilbert. Raises
-    UserError when they do not belong together.
+    recipe: bert, roberta or distilbert. flags: of its script. run_folder: a finished run, whose
+    weights, text and settings to use; "" is for a new model. teacher_folder: a teacher for
+    distilbert. Raises UserError when they do not belong together.
     """
     script = importlib.import_module(SCRIPTS[recipe])
     distills = recipe == "distilbert"
@@ -53,7 +53,8 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
     reader, text, _, _ = corpus.prepare(run.corpus, run.tokenizer, base_config.vocab_size,
                                         given and given[1])
     special = tokenizer.special_ids(reader)
-    maker = importlib.import_module("train_bert") if distills else script  # a new teacher is a BERT
+    # A new teacher is a BERT.
+    maker = importlib.import_module("train_bert") if distills else script
     new = lambda: model.MaskedLM(maker.make_model_config(run, base_config, special.pad), run.seed)
     teacher, net, weights = None, given and given[0], run_folder
     if distills:
@@ -85,10 +86,15 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
     teacher_output = teacher and teacher(inputs, attention_mask=batch.attention_mask,
                                          positions=masked_positions)
     source = f"{SCRIPTS[recipe]}.py"
+    new_weights = []
+    if not weights or not (run_folder or teacher_folder):
+        new_weights = ["The weights are new and have learned nothing, so the guesses below mean "
+                       "nothing yet; --run FOLDER shows a trained model.", ""]
     settings = ", ".join(f"{name} {getattr(run, name)}" for name in script.RECIPE)
     return "\n".join([
+        *new_weights,
         f"{source}: {inspect.getdoc(script).splitlines()[0]}", f"recipe: {settings}",
-        f"weights: {weights or 'new ones, which have learned nothing: see --run'}",
+        f"weights: {weights or 'new'}",
         *_text(run.corpus, text, reader),
         *_sequences(clean, batches, text, reader, run.input_format),
         *_mask(batch, reader),
@@ -98,8 +104,11 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
 
 
 def _flags_of(folder: str, recipe: str) -> tuple[list[str], str]:
-    """How a run reads its text and weighs its losses, as flags, and its teacher; nothing for a
-    folder without run.json. Raises UserError when it is a run of another recipe."""
+    """The flags by which a run reads its text and weighs its losses, and its teacher's folder.
+
+    For a folder without run.json there are none. Raises UserError when it is a run of another
+    recipe.
+    """
     if not (Path(folder) / "run.json").exists():
         return [], ""
     metadata = read_json(Path(folder) / "run.json", "")
@@ -120,38 +129,39 @@ def _flags_of(folder: str, recipe: str) -> tuple[list[str], str]:
 
 
 def _text(name: str, text: data.TokenizedCorpus, reader: tokenizers.Tokenizer) -> list[str]:
-    """The corpus, by its first sentence."""
+    """The corpus, shown by its first sentence."""
     first = data.sentences_of(next(corpus.read_documents(corpus.corpus_path(name))))[0]
     ids = next(data.tokenize(iter([[first]]), reader))[0]
     return [
-        *_station("text", data.sentences_of, f"{len(text.documents) - 1:,} documents to train "
-                  "on; the file begins with", repr(first)),
-        *_station("tokens", data.tokenize, f"{len(text.tokens):,} numbers below V = "
-                  f"{reader.get_vocab_size():,}, on disk; that sentence gives",
+        *_station("text", data.sentences_of, f"There are {len(text.documents) - 1:,} "
+                  "documents to train on. The first sentence of the file is", repr(first)),
+        *_station("tokens", data.tokenize, f"On disk they are {len(text.tokens):,} tokens, "
+                  f"numbers below V = {reader.get_vocab_size():,}. That sentence becomes",
                   " ".join(_names(ids, reader)))]
 
 
 def _sequences(batch: data.Batch, batches: data.Batches, text: data.TokenizedCorpus,
                reader: tokenizers.Tokenizer, input_format: str) -> list[str]:
-    """From tokens to the batch, by its first sequence."""
+    """From tokens to the batch, shown by its first sequence."""
     a_start, a_end, b_start, b_end, is_random = batches.spans[batch.sequence_ids[0]].tolist()
     say = lambda start, end: repr(reader.decode(text.tokens[start:end].tolist()))
     if input_format == "segment-pair":
         made, follows = data.segment_pairs, ("follows A", "is from another document")[is_random]
         spans = [f"A: tokens {a_start:,} to {a_end:,}; B: tokens {b_start:,} to {b_end:,}",
-                 f"B {follows}: the label of next sentences is {is_random}"]
+                 f"B {follows}, so the label for NSP is {is_random}"]
         said = [f"A: {say(a_start, a_end)}", f"B: {say(b_start, b_end)}"]
     else:
         made, said = data.full_sentences, [say(a_start, a_end)]
-        spans = [f"tokens {a_start:,} to {a_end:,}, whole sentences one after another"]
+        spans = [f"tokens {a_start:,} to {a_end:,}: whole sentences, one after another"]
     B, S = batch.input_ids.shape
     return [
-        *_station("sequences", made, f"{len(batches.spans):,} sequences, of {len(text.bounds):,} "
-                  f"sentences; this is number {int(batch.sequence_ids[0]):,}", *spans, *said),
+        *_station("sequences", made, f"{len(batches.spans):,} sequences are made of "
+                  f"{len(text.bounds):,} sentences. This is number "
+                  f"{int(batch.sequence_ids[0]):,}:", *spans, *said),
         *_station("batch", data.assemble, f"input_ids, attention_mask and token_type_ids "
-                  f"(B, S) = ({B}, {S})", " ".join(_names(batch.input_ids[0], reader)),
-                  f"{int(batch.attention_mask[0].sum())} tokens, the rest is padding; "
-                  f"{int(batch.token_type_ids[0].sum())} of them in segment B")]
+                  f"are (B, S) = ({B}, {S})", " ".join(_names(batch.input_ids[0], reader)),
+                  f"{int(batch.attention_mask[0].sum())} of them are tokens, the rest is padding; "
+                  f"{int(batch.token_type_ids[0].sum())} are in segment B")]
 
 
 def _mask(batch: data.Batch, reader: tokenizers.Tokenizer) -> list[str]:
@@ -163,8 +173,8 @@ def _mask(batch: data.Batch, reader: tokenizers.Tokenizer) -> list[str]:
         "mask", masking.mask_tokens, f"{len(shown):,} of {int(batch.attention_mask.sum()):,} "
         f"tokens are to be predicted: {masked} become [MASK], {kept} stay as they are, "
         f"{len(shown) - masked - kept} are random words",
-        f"positions and labels (B, M) = {tuple(used.shape)}; {int((~used).sum())} slots are "
-        "not used", " ".join(_names(batch.input_ids[0], reader)))
+        f"masked_positions and labels are (B, M) = {tuple(used.shape)}; "
+        f"{int((~used).sum())} slots are not used", " ".join(_names(batch.input_ids[0], reader)))
 
 
 def _forward(net: model.MaskedLM, seen: dict[str, tuple[int, ...]]) -> list[str]:
@@ -172,25 +182,25 @@ def _forward(net: model.MaskedLM, seen: dict[str, tuple[int, ...]]) -> list[str]
     H, A = config.hidden_size, config.num_attention_heads
     tables = "words + positions" + " + token types" * bool(config.type_vocab_size)
     first = "encoder.layers.0"
-    attention = (f"query (B, S, H) = {seen[first + '.attention.query']}, keys and values "
-                 f"{seen[first + '.attention.key_value']}, in A = {A} heads of D = {H // A}")
-    lines = [*_station("embeddings", model.Embeddings, f"{tables}, normalised: (B, S, H) = "
+    attention = (f"queries are (B, S, H) = {seen[first + '.attention.query']}, keys and values "
+                 f"{seen[first + '.attention.key_value']}, for A = {A} heads of D = {H // A}")
+    lines = [*_station("embeddings", model.Embeddings, f"{tables}, normalised, are (B, S, H) = "
                        f"{seen['encoder.embeddings']}"),
              *_station("attention", model.Attention, attention)]
     for number in range(config.num_hidden_layers):
         name = f"encoder.layers.{number}"
         wide = seen[f"{name}.intermediate"]
-        lines += _station(f"layer {number + 1}", model.Block, f"feed-forward {wide}, out "
-                          f"{seen[name]}")
+        lines += _station(f"layer {number + 1}", model.Block, f"the feed-forward network is "
+                          f"{wide}, the result {seen[name]}")
     first_token = "[CLS] and " * config.next_sentence
-    return [*lines, f"    the last layer is read at {first_token}the predictions only"]
+    return [*lines, f"    (of the last layer, only {first_token}the predictions are read)"]
 
 
 def _predictions(output: model.MaskedLMOutput, teacher_output: "model.MaskedLMOutput | None",
                  batch: data.Batch, reader: tokenizers.Tokenizer) -> list[str]:
-    """What is expected in the first sequence's blanks."""
-    lines = _station("logits", model.MaskedLM.forward, "the decoder is the table of words: "
-                     f"(B, M, V) = {tuple(output.mlm_logits.shape)}")
+    """What the model expects in the first sequence's blanks."""
+    lines = _station("logits", model.MaskedLM.forward, "the decoder is the table of words; the "
+                     f"logits are (B, M, V) = {tuple(output.mlm_logits.shape)}")
     for slot in (batch.labels[0] != IGNORE).nonzero().flatten().tolist()[:SHOWN]:
         word = int(batch.labels[0, slot])
         for who, found in (("teacher: ", teacher_output), ("", output)):
@@ -210,14 +220,14 @@ def _loss(output: model.MaskedLMOutput, teacher_output: "model.MaskedLMOutput | 
     """Each term, computed by the functions that the scripts call, and their sum."""
     mlm = losses.mlm_loss(output.mlm_logits, batch.labels)
     lines = _station("loss", losses.mlm_loss, f"mlm: the mean of all predictions in the batch is "
-                     f"{mlm:.4f}; of equal shares it would be "
+                     f"{mlm:.4f}; if all words had equal shares it would be "
                      f"{torch.tensor(output.mlm_logits.shape[-1]).log():.4f}")
     total, weights = mlm, "mlm"
     if nsp:
         next_sentence = losses.nsp_loss(output.nsp_logits, batch.is_random_next)
         share = F.softmax(output.nsp_logits[0], -1)[1]
-        lines += _station("loss", losses.nsp_loss, f"nsp: {next_sentence:.4f}; that this B is "
-                          f"random has {share:.1%}")
+        lines += _station("loss", losses.nsp_loss, f"nsp: {next_sentence:.4f}; the model gives "
+                          f"{share:.1%} to a random B in this sequence")
         total, weights = mlm + next_sentence, "mlm + nsp"
     if distill:
         valid = batch.labels != IGNORE
@@ -238,7 +248,7 @@ def _names(ids: Any, reader: tokenizers.Tokenizer) -> list[str]:
 
 
 def _shapes(net: model.MaskedLM) -> dict[str, tuple[int, ...]]:
-    """The shape of what each module returns, by its name: filled when the model is called."""
+    """The shape of what each module returns, by the module's name; a call of the model fills it."""
     seen: dict[str, tuple[int, ...]] = {}
     for name, module in net.named_modules():
         module.register_forward_hook(lambda module, given, result, name=name: seen.update(
@@ -247,7 +257,7 @@ def _shapes(net: model.MaskedLM) -> dict[str, tuple[int, ...]]:
 
 
 def _station(name: str, made_by: "Callable | tuple[str, str]", *lines: str) -> list[str]:
-    """A heading with the place in the code, a function or a line of a file, and what is there."""
+    """A heading with a place in the code, a function or a line of a file, and what is there."""
     if isinstance(made_by, tuple):
         file, wanted = made_by
         code = (ROOT / file).read_text(encoding="utf-8").splitlines()

@@ -49,7 +49,7 @@ def test_killed_at_twenty_moments(toy_text, tmp_path):
         writing += part.exists()
         kills += 1
     assert kills >= 20 and writing >= 3, (kills, writing)
-    assert "goes on at step" in finish(start_script("train_roberta", *flags, "--out", killed))
+    assert "continues at step" in finish(start_script("train_roberta", *flags, "--out", killed))
     assert_same_run(killed, whole)
     assert not list(killed.glob("*.part"))
 
@@ -115,7 +115,7 @@ def test_run_folder_that_cannot_be_written(toy_text, tmp_path):
     assert_one_error_line(process, "run", "permissions")
     assert_one_error_line(start(run), "run", "permissions")
     run.chmod(0o755)
-    assert "goes on at step" in finish(start(run))
+    assert "continues at step" in finish(start(run))
     finish(start(tmp_path / "whole"))
     assert_same_run(run, tmp_path / "whole")
 

@@ -21,6 +21,6 @@ def test_two_processes_stop_and_go_on(toy_text, tmp_path, run_script):
         time.sleep(0.02)
     os.killpg(stopped.pid, signal.SIGTERM)
     assert "stopped at step" in stopped.communicate(timeout=60)[1]
-    assert "goes on at step" in finish(start("distill", tmp_path / "two", toy_text, *taught))
+    assert "continues at step" in finish(start("distill", tmp_path / "two", toy_text, *taught))
     run_script("distill", *flags_of("distill", tmp_path / "one", toy_text, *taught))
     assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"))
