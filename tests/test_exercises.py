@@ -57,13 +57,62 @@ def test_an_answer_is_judged(square, ends, tmp_path):
     assert done.returncode == ends, done.stdout[-2000:]
 
 
-def test_ten_questions_have_flags_that_exist():
+def test_a_blank_piece_prints_one_hint():
+    """Catches an exercise that greets whoever has not begun with a page of failures."""
+    for piece, _ in PIECES:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "exercises.replace", "tests/test_losses.py"],
+            cwd=ROOT, capture_output=True, text=True,
+            env={**os.environ, "PIECE": piece, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+        said = done.stdout + done.stderr
+        assert done.returncode == 1 and said.count("Hint: ") == 1, said
+        assert piece in said and len(said.splitlines()) < 10, said
+
+
+def test_an_exercise_stops_at_the_first_failure():
+    """Catches a target that prints every failure of a piece that is nearly right."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert " -x " in makefile.split("\nexercise:")[1].split("\n\n")[0]
+
+
+QUESTIONS = README.split("\n### ")[1:]
+
+
+def test_ten_questions_have_a_prediction_and_a_folded_answer():
+    """Catches a question without a command, with nothing to predict, or with an open answer."""
+    assert [question.split(".")[0] for question in QUESTIONS] == [*map(str, range(1, 11))]
+    for question in QUESTIONS:
+        asked, answer = question.split("<details><summary>Answer</summary>\n\n")
+        answer, after = answer.split("\n\n</details>")
+        assert "\npython " in asked and "\nPredict: " in asked, question
+        assert len(answer) > 200 and re.search(r"\d\.\d\d", answer), question
+
+
+def test_answers_add_up():
+    """Catches a gain in an answer that is not the difference of the losses that stand there."""
+    number = r"[+-]?\d+\.\d{3}"
+    checked = 0
+    for question in QUESTIONS:
+        answer = question.split("<details>")[1].split("</details>")[0].replace("\n", " ")
+        means = [sum(map(float, found)) / 3 for found in re.findall(
+            rf"({number}), ({number}),? and ({number})", answer)]
+        for gain in re.findall(r"[+-]\d+\.\d\d\b(?! to)", answer.split("interval")[0]):
+            assert any(abs(one - two - float(gain)) < 0.006 for one in means for two in means), gain
+            checked += 1
+    assert checked >= 8
+
+
+def test_settings_of_the_questions_are_known():
     """Catches a question whose command the scripts do not understand."""
-    commands = re.findall(r"`(python \w+\.py .*?)`", README)
-    assert len(commands) == 10 + 1  # and a teacher
-    for command in commands:
-        known = help_of(command.split()[1])
-        for flag in re.findall(r"--[\w-]+", command):
+    settings = dict(re.findall(r'^(SMALL|STUDENT)="(.*?)"', README, re.M | re.S))
+    commands = re.findall(r"^python (\w+\.py) (.*)$", README, re.M)
+    assert len(commands) == 10 + 2  # the twin of most, and the twin of the students
+    for script, flags in commands:
+        known = help_of(script)
+        for name, value in settings.items():
+            flags = flags.replace(f"${name}", value)
+        assert "$" not in flags
+        for flag in re.findall(r"--[\w-]+", flags):
             assert flag in known or f"--[no-]{flag[2:].removeprefix('no-')}" in known, flag
 
 

@@ -281,7 +281,7 @@ README_ROWS: dict[str, tuple[str, ...]] = {
     "distill": ("Do soft targets help a student?", "+3.0 points"),
     "soft": ("Do soft targets help on 3 % of the text?", "+12.5 points, in speech"),
     "terms": ("Does DistilBERT need soft targets?", "+3.0 points"),
-    "retain": ("How much does a student retain?", "97 % of its score", r"[\d.]+ ?%"),
+    "retain": ("What share of a score does a student keep?", "97 %", r"[\d.]+ ?%"),
     "stack": ("Is DistilRoBERTa the better student?", "+2.0 points"),
 }
 
@@ -306,7 +306,7 @@ def _found_in_short(claim: dict[str, Any]) -> str:
     first = next(iter(claim.get("contrasts", [])), None)
     quoted = README_ROWS[claim["id"]][2:]
     if match := re.search(quoted[0], claim["found"]) if quoted else None:
-        return match[0]
+        return match[0].replace("differ by 0e+00", "equal to the last digit")
     if first is None:
         return textwrap.shorten(claim["found"].split(";")[0], 40, placeholder="…")
     if not first["gains"]:
@@ -325,12 +325,12 @@ def _agreement(claim: dict[str, Any]) -> str:
     """Whether a verdict is the paper's own, in a word or three."""
     verdict = claim["verdict"]
     question = next((one["question"] for one in claim.get("contrasts", [])), "")
-    if "not reproduced" in verdict:
+    if "not reproduced" in verdict + claim["found"]:
         return "not reproduced here"
     if verdict.startswith("no difference"):
         return "yes" if question == "no worse" else "not reproduced here"
-    said = next((word for start, word in (("holds", "yes"), ("contradicted", "no"))
-                 if verdict.startswith(start)), "not decided")
+    words = (("holds", "yes"), ("contradicted", "no"), ("mixed", "in part"))
+    said = next((word for start, word in words if verdict.startswith(start)), "not decided")
     return f"{said}, early" if "early" in verdict and said != "not decided" else said
 
 
