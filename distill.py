@@ -29,16 +29,16 @@ STEPS = {"tiny": 800, "small": 10_000, "base": 250_000}
 def main() -> None:
     run, distill = parse_flags(__doc__, RECIPE, STEPS, DistillConfig, without=("nsp", "tokenizer"))
     tokenizer = load_tokenizer(Path(distill.teacher) / "tokenizer.json")
-    tokenizer, text, held_out, corpus = prepare(run.corpus, tokenizer=tokenizer)
-    about = {"corpus": corpus, "distill": dataclasses.asdict(distill)}
-    if finished(run, about):
+    tokenizer, corpus, held_out, fingerprint = prepare(run.corpus, tokenizer=tokenizer)
+    metadata = {"corpus_fingerprint": fingerprint, "distill": dataclasses.asdict(distill)}
+    if finished(run, metadata):
         return
     tasks = load_tasks(run.tasks, run.task_dir, run.task_rows)
     teacher, _ = load_pretrained(distill.teacher)
     student, layers = make_student(teacher, distill, run.seed)
-    about |= {"model": dataclasses.asdict(student.config), "teacher_layers": layers}
+    metadata |= {"model": dataclasses.asdict(student.config), "teacher_layers": layers}
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
-    training = Training(run, student, tokenizer, text, held_out, masker, about)
+    training = Training(run, student, tokenizer, corpus, held_out, masker, metadata)
     if layers and training.rank == 0:
         print(f"{run.out}: the student starts from the teacher's layers {layers}")
     settings = mask_settings(run, tokenizer, training.device)
@@ -46,38 +46,40 @@ def main() -> None:
     # Departure: the released code compares at all tokens that are no padding, with an option
     # (`restrict_ce_to_mask`) for soft targets at the predictions only. Here those and the cosine
     # are compared at the predictions by default, which is much cheaper.
-    everywhere = distill.distill_positions == "all"
+    all_positions = distill.distill_positions == "all"
 
     for batch in training:
-        inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
-                                           **settings)
-        batch = batch._replace(input_ids=inputs, positions=positions, labels=labels)
+        inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
+                                                  epoch=batch.epoch, **settings)
+        batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
         training.show_examples(batch)
-        predictions = (labels != IGNORE).sum()
-        compared = batch.attention_mask.sum() if everywhere else predictions
-        for part in training.parts(batch):
-            read, real = part.positions, part.labels != IGNORE
-            if everywhere:
-                read, real = None, part.attention_mask.bool()
+        num_predictions = (labels != IGNORE).sum()
+        num_distilled = batch.attention_mask.sum() if all_positions else num_predictions
+        for micro_batch in training.micro_batches(batch):
+            read_positions, valid = micro_batch.masked_positions, micro_batch.labels != IGNORE
+            if all_positions:
+                read_positions, valid = None, micro_batch.attention_mask.bool()
             with training.autocast():
-                output = training.model(part.input_ids, attention_mask=part.attention_mask,
-                                        positions=read)
+                output = training.model(micro_batch.input_ids,
+                                        attention_mask=micro_batch.attention_mask,
+                                        positions=read_positions)
                 logits = output.mlm_logits
-                if everywhere:
-                    logits = gather(logits, part.positions)
-                losses = {"mlm": mlm_loss(logits, part.labels, predictions)}
+                if all_positions:
+                    logits = gather(logits, micro_batch.masked_positions)
+                losses = {"mlm": mlm_loss(logits, micro_batch.labels, num_predictions)}
                 loss = distill.alpha_mlm * losses["mlm"]
                 if distill.alpha_kl or distill.alpha_cos:
                     with torch.no_grad():  # the teacher reads the same masked tokens
-                        taught = teacher(part.input_ids, positions=read,
-                                         attention_mask=part.attention_mask)
-                    losses["kl"] = soft_target_loss(output.mlm_logits, taught.mlm_logits,
-                                                    distill.temperature, real, compared)
-                    losses["cos"] = cosine_loss(output.hidden, taught.hidden, real, compared)
+                        teacher_output = teacher(micro_batch.input_ids, positions=read_positions,
+                                         attention_mask=micro_batch.attention_mask)
+                    losses["kl"] = soft_target_loss(output.mlm_logits, teacher_output.mlm_logits,
+                                                    distill.temperature, valid, num_distilled)
+                    losses["cos"] = cosine_loss(output.hidden, teacher_output.hidden, valid,
+                                                num_distilled)
                     loss = loss + distill.alpha_kl * losses["kl"]
                     loss = loss + distill.alpha_cos * losses["cos"]
             training.backward(loss, **losses)
-        training.update(batch, predictions)
+        training.optimizer_step(batch, num_predictions)
     training.save()
     training.finish(finetune_tasks(run, tasks), teacher)
 

@@ -10,7 +10,7 @@ from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM
 from minibert.tasks.finetune import finetune_tasks
 from minibert.tasks.tasks import load_tasks
-from minibert.tokenizer import specials
+from minibert.tokenizer import special_ids
 from minibert.training import Training, mask_settings
 
 # Paper: sections 3.1 and 4, and table 9: Adam's beta 2 is 0.98, and gradients are not clipped.
@@ -23,49 +23,52 @@ STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
 
 
 def main() -> None:
-    run, shape = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
-    tokenizer, text, held_out, corpus = prepare(run.corpus, run.tokenizer, shape.vocab_size)
-    config = architecture(run, shape, specials(tokenizer).pad)
-    about = {"corpus": corpus, "model": dataclasses.asdict(config)}
-    if finished(run, about):
+    run, base_config = parse_flags(__doc__, RECIPE, STEPS, ModelConfig)
+    tokenizer, corpus, held_out, fingerprint = prepare(run.corpus, run.tokenizer,
+                                                       base_config.vocab_size)
+    config = make_model_config(run, base_config, special_ids(tokenizer).pad)
+    metadata = {"corpus_fingerprint": fingerprint, "model": dataclasses.asdict(config)}
+    if finished(run, metadata):
         return
     tasks = load_tasks(run.tasks, run.task_dir, run.task_rows)
     model = MaskedLM(config, run.seed)
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
-    training = Training(run, model, tokenizer, text, held_out, masker, about)
+    training = Training(run, model, tokenizer, corpus, held_out, masker, metadata)
     settings = mask_settings(run, tokenizer, training.device)
 
     for batch in training:
-        inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
-                                           **settings)
-        batch = batch._replace(input_ids=inputs, positions=positions, labels=labels)
+        inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
+                                                  epoch=batch.epoch, **settings)
+        batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
         training.show_examples(batch)
-        predictions = (labels != IGNORE).sum()
-        for part in training.parts(batch):
+        num_predictions = (labels != IGNORE).sum()
+        for micro_batch in training.micro_batches(batch):
             with training.autocast():
-                output = training.model(part.input_ids, attention_mask=part.attention_mask,
-                                        token_type_ids=part.token_type_ids,
-                                        positions=part.positions)
-                losses = {"mlm": mlm_loss(output.mlm_logits, part.labels, predictions)}
+                output = training.model(micro_batch.input_ids,
+                                        attention_mask=micro_batch.attention_mask,
+                                        token_type_ids=micro_batch.token_type_ids,
+                                        positions=micro_batch.masked_positions)
+                losses = {"mlm": mlm_loss(output.mlm_logits, micro_batch.labels, num_predictions)}
                 if run.nsp:
-                    losses["nsp"] = nsp_loss(output.nsp_logits, part.is_random_next,
+                    losses["nsp"] = nsp_loss(output.nsp_logits, micro_batch.is_random_next,
                                              run.batch_size)
             training.backward(sum(losses.values()), **losses)
-        training.update(batch, predictions)
+        training.optimizer_step(batch, num_predictions)
     training.save()
     training.finish(finetune_tasks(run, tasks))
 
 
-def architecture(run: RunConfig, shape: ModelConfig, pad: int) -> ModelConfig:
-    """RoBERTa of this shape; pad: the tokenizer's padding token."""
+def make_model_config(run: RunConfig, base_config: ModelConfig, pad_token_id: int) -> ModelConfig:
+    """RoBERTa with the sizes of base_config; pad_token_id: the tokenizer's padding token."""
     if run.nsp:  # pairs and their head are BERT's
-        return dataclasses.replace(shape, model_type="bert", next_sentence=True, type_vocab_size=2,
-                                   pad_token_id=pad)
+        return dataclasses.replace(base_config, model_type="bert", next_sentence=True,
+                                   type_vocab_size=2, pad_token_id=pad_token_id)
     # One token type is none: a constant row, kept as Hugging Face's RoBERTa has it. And its
     # positions count from pad + 1, so its table has as many rows more.
-    return dataclasses.replace(shape, model_type="roberta", next_sentence=False, type_vocab_size=1,
-                               pad_token_id=pad,
-                               max_position_embeddings=shape.max_position_embeddings + pad + 1)
+    rows = base_config.max_position_embeddings + pad_token_id + 1
+    return dataclasses.replace(base_config, model_type="roberta", next_sentence=False,
+                               type_vocab_size=1, pad_token_id=pad_token_id,
+                               max_position_embeddings=rows)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from download import write_aside
 
 from minibert.errors import run_cli
-from minibert.files.corpus import held_out_documents, text_of
+from minibert.files.corpus import held_out_documents, corpus_path
 from minibert.masking import hash_bits
 
 MIN_DOCUMENTS = 100  # of a library that is a class: fewer leave too little to be held out
@@ -68,7 +68,7 @@ def same_page(pages: list[Document], pairs: int) -> Iterator[str]:
 
 def main() -> None:
     """Write data/tasks/{library,same-page}/{train,dev}.tsv, dev from documents never trained on."""
-    text = text_of("pydocs")
+    text = corpus_path("pydocs")
     pages = documents(text.read_text(encoding="utf-8"),
                       text.with_suffix(".tsv").read_text(encoding="utf-8"))
     held_out = held_out_documents(len(pages))

@@ -2,8 +2,8 @@
 import json
 import sys
 
-from minibert.config import (BUDGETS, BenchConfig, FinetuneConfig, ModelConfig, Parser, add_flags,
-                             pick_preset)
+from minibert.config import (RUN_PRESETS, BenchConfig, FinetuneConfig, ModelConfig, Parser,
+                             add_flags, pick_preset)
 from minibert.errors import run_cli
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     prepare = commands.add_parser("prepare", help="make a corpus ready, so that runs find it so")
     prepare.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
     prepare.add_argument("--tokenizer", default="wordpiece", choices=("wordpiece", "bpe"))
-    prepare.add_argument("--preset", default="auto", choices=("auto", *BUDGETS),
+    prepare.add_argument("--preset", default="auto", choices=("auto", *RUN_PRESETS),
                          help="whose vocabulary size is to be used [auto]")
     prepare.add_argument("--vocab-size", type=positive, help="another size than the preset's")
     info = commands.add_parser("info", help="what a run is")
@@ -40,7 +40,7 @@ def main() -> None:
     claims = commands.add_parser("compare", help="run the claims' arms and judge each claim")
     claims.add_argument("--name", default="mine", help="of runs/NAME and results/NAME [mine]")
     claims.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
-    claims.add_argument("--preset", default="auto", choices=("auto", *BUDGETS))
+    claims.add_argument("--preset", default="auto", choices=("auto", *RUN_PRESETS))
     claims.add_argument("--seeds", type=positive, default=3, help="runs of each arm [3]")
     claims.add_argument("--only", default="", metavar="IDS", help="claims, with commas between")
     claims.add_argument("--jobs", type=positive, help="runs side by side [one a core]")

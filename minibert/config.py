@@ -62,12 +62,13 @@ class ModelConfig:
     @classmethod
     def preset(cls, name: str) -> "ModelConfig":
         """The shape of a published model or of one of this project's budgets, by name."""
-        if name not in SHAPES:
-            raise UserError(f"preset {name!r} is not known; choose one of {', '.join(SHAPES)}")
-        return cls(**SHAPES[name])
+        if name not in MODEL_PRESETS:
+            raise UserError(f"preset {name!r} is not known; "
+                            f"choose one of {', '.join(MODEL_PRESETS)}")
+        return cls(**MODEL_PRESETS[name])
 
 
-def _shape(layers: int, hidden: int, **other: Any) -> dict[str, Any]:
+def _sizes(layers: int, hidden: int, **other: Any) -> dict[str, Any]:
     """Layers and width; BERT's rules give the rest: heads of 64, a feed-forward of 4 times H."""
     return dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=hidden // 64,
                 intermediate_size=4 * hidden, **other)
@@ -75,35 +76,35 @@ def _shape(layers: int, hidden: int, **other: Any) -> dict[str, Any]:
 
 _ROBERTA = dict(model_type="roberta", next_sentence=False, type_vocab_size=1, pad_token_id=1,
                 vocab_size=50265, max_position_embeddings=514, layer_norm_eps=1e-5)
-SHAPES: dict[str, dict[str, Any]] = {
-    "bert-base": _shape(12, 768), "bert-large": _shape(24, 1024),
-    "bert-base-cased": _shape(12, 768, vocab_size=28996),
+MODEL_PRESETS: dict[str, dict[str, Any]] = {
+    "bert-base": _sizes(12, 768), "bert-large": _sizes(24, 1024),
+    "bert-base-cased": _sizes(12, 768, vocab_size=28996),
     # The small models of Turc et al. 2019 (arXiv:1908.08962).
-    "bert-tiny": _shape(2, 128), "bert-mini": _shape(4, 256),
-    "bert-small": _shape(4, 512), "bert-medium": _shape(8, 512),
-    "roberta-base": _shape(12, 768, **_ROBERTA), "roberta-large": _shape(24, 1024, **_ROBERTA),
-    "distilroberta-base": _shape(6, 768, **_ROBERTA),
-    "distilbert-base": _shape(6, 768, model_type="distilbert", next_sentence=False,
+    "bert-tiny": _sizes(2, 128), "bert-mini": _sizes(4, 256),
+    "bert-small": _sizes(4, 512), "bert-medium": _sizes(8, 512),
+    "roberta-base": _sizes(12, 768, **_ROBERTA), "roberta-large": _sizes(24, 1024, **_ROBERTA),
+    "distilroberta-base": _sizes(6, 768, **_ROBERTA),
+    "distilbert-base": _sizes(6, 768, model_type="distilbert", next_sentence=False,
                               type_vocab_size=0),
     # Departure: dropout off and a wider initialisation in `tiny` and `small`. Few epochs cannot
     # overfit, and 0.02 is 0.55/sqrt(H) at H 768: at H 128 the same share of 1/sqrt(H) is 0.05.
-    "tiny": _shape(4, 128, vocab_size=4096, max_position_embeddings=128, initializer_range=0.05,
+    "tiny": _sizes(4, 128, vocab_size=4096, max_position_embeddings=128, initializer_range=0.05,
                    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-    "small": _shape(12, 384, vocab_size=8192, initializer_range=0.03,
+    "small": _sizes(12, 384, vocab_size=8192, initializer_range=0.03,
                     hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
     # Departure: 6 entries more than BERT's 30,522: a GPU is faster at multiples of 64.
-    "base": _shape(12, 768, vocab_size=30528),
+    "base": _sizes(12, 768, vocab_size=30528),
 }
 
 # What a preset says about the run; the scripts add its number of steps.
-BUDGETS: dict[str, dict[str, Any]] = {
+RUN_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": dict(seq_length=32, batch_size=64, learning_rate=2e-3, warmup=0.1, eval_targets=20_000,
                  checkpoint_every=100, tasks="library,same-page", task_rows=1500),
     "small": dict(seq_length=128, batch_size=256, learning_rate=1e-3, warmup=0.1,
                   tasks="sst2,mrpc,cola"),
     # Departure: BERT trains on 128 tokens for nine tenths of its steps; here all have 512.
-    "base": dict(seq_length=512, batch_size=256, accumulation=4, learning_rate=1e-4, warmup=0.01,
-                 tasks="sst2,mrpc,cola"),
+    "base": dict(seq_length=512, batch_size=256, gradient_accumulation_steps=4,
+                 learning_rate=1e-4, warmup=0.01, tasks="sst2,mrpc,cola"),
 }
 
 
@@ -112,9 +113,9 @@ class RunConfig:
     """One training run: its text, its recipe and its budget."""
     corpus: str = setting("pydocs", "a name in data/ (pydocs, wikitext2, wikitext103) or a path")
     preset: str = setting("auto", "shape and budget; auto: tiny, on a GPU small",
-                          ("auto", *BUDGETS))
+                          ("auto", *RUN_PRESETS))
     out: str = setting("", "the run folder; a Hugging Face folder when it is done")
-    steps: int = setting(1, "updates of the weights", "[1, inf)")
+    steps: int = setting(1, "optimizer steps: updates of the weights", "[1, inf)")
     seed: int = setting(0, "of initial weights, order, pairs, masks and dropout", "[0, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
     compile: bool = setting(False, "compile the blocks: faster on a GPU after a minute or so")
@@ -133,8 +134,9 @@ class RunConfig:
     mask_rate: float = setting(0.15, "share of tokens to predict", "(0, 1]")
     whole_word_masking: bool = setting(False, "choose whole words instead of single tokens")
     seq_length: int = setting(128, "tokens in a sequence, special tokens included", "[8, inf)")
-    batch_size: int = setting(256, "sequences in an update", "[1, inf)")
-    accumulation: int = setting(1, "parts of an update, to fit the memory", "[1, inf)")
+    batch_size: int = setting(256, "sequences in an optimizer step", "[1, inf)")
+    gradient_accumulation_steps: int = setting(1, "micro-batches that a batch is cut into, to fit "
+                                               "the memory", "[1, inf)")
     learning_rate: float = setting(1e-4, "peak, reached after the warm-up", "(0, inf)")
     warmup: float = setting(0.1, "share of the steps that warm up", "[0, 1)")
     weight_decay: float = setting(0.01, "decoupled; not on LayerNorms and biases", "[0, inf)")
@@ -154,9 +156,10 @@ class RunConfig:
         _check(type(self), vars(self))
         if not self.out:
             raise UserError("--out is missing; name a folder for the run")
-        if self.batch_size % self.accumulation:
+        if self.batch_size % self.gradient_accumulation_steps:
             raise UserError(f"--batch-size {self.batch_size} does not divide into "
-                            f"--accumulation {self.accumulation} equal parts; change one of them")
+                            f"--gradient-accumulation-steps {self.gradient_accumulation_steps} "
+                            "equal micro-batches; change one of them")
         if self.nsp and self.input_format != "segment-pair":
             raise UserError("--nsp needs pairs to judge; add --input-format segment-pair "
                             "or --no-nsp")
@@ -197,7 +200,7 @@ class FinetuneConfig:
                             "[downloaded, or made of pydocs]")
     out: str = setting("", "the folder for the classifier and its scores")
     epochs: int = setting(3, "passes over train.tsv", "[1, inf)")
-    batch_size: int = setting(32, "rows in an update", "[1, inf)")
+    batch_size: int = setting(32, "rows in an optimizer step", "[1, inf)")
     # Departure: BERT's 5e-5 is for H 768; narrower models need larger steps.
     learning_rate: float = setting(0.0, "peak; 0: 5e-5 * 768 / hidden size", "[0, inf)")
     warmup: float = setting(0.1, "share of the steps that warm up", "[0, 1)")
@@ -228,7 +231,7 @@ class BenchConfig:
                                "[64, inf)")
     vocab_size: int = setting(8192, "entries of the vocabulary", "[100, inf)")
     seq_length: int = setting(128, "tokens in a sequence", "[8, inf)")
-    batch_size: int = setting(32, "sequences in an update", "[1, inf)")
+    batch_size: int = setting(32, "sequences in an optimizer step", "[1, inf)")
     rounds: int = setting(6, "how often each case is timed", "[1, inf)")
     threads: int = setting(0, "threads on a CPU; 0: one a core", "[0, inf)")
     compile: bool = setting(False, "compile our blocks")
@@ -250,13 +253,14 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: 
     class. Raises UserError on a value that cannot be.
     """
     parser = Parser(description=doc.strip().splitlines()[0])
-    by_preset = {"steps"}.union(*(SHAPES[name] for name in BUDGETS), *BUDGETS.values())
+    by_preset = {"steps"}.union(*(MODEL_PRESETS[name] for name in RUN_PRESETS),
+                                *RUN_PRESETS.values())
     for config in (RunConfig, other):
         add_flags(parser, config, {**recipe, **dict.fromkeys(by_preset, "by preset")}, without)
     given = vars(parser.parse_args(argv))
     preset = pick_preset(given.get("preset", "auto"), given.get("device", "auto"))
-    chosen = {**recipe, **SHAPES[preset], **BUDGETS[preset], "steps": steps[preset], **given,
-              "preset": preset}
+    chosen = {**recipe, **MODEL_PRESETS[preset], **RUN_PRESETS[preset], "steps": steps[preset],
+              **given, "preset": preset}
     if H := given.get("hidden_size"):  # the rest of the shape follows, as in BERT
         chosen |= {"num_attention_heads": max(1, H // 64), "intermediate_size": 4 * H, **given}
     if "tasks" not in given:
@@ -268,7 +272,7 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: 
 
 def preset_tasks(preset: str, corpus: str) -> str:
     """The tasks that a run ends with: the preset's, but those made of pydocs for pydocs only."""
-    return "none" if preset == "tiny" and corpus != "pydocs" else BUDGETS[preset]["tasks"]
+    return "none" if preset == "tiny" and corpus != "pydocs" else RUN_PRESETS[preset]["tasks"]
 
 
 def pick_preset(name: str, device: str = "auto") -> str:

@@ -9,36 +9,36 @@ import torch
 from torch import Tensor
 
 from minibert.config import RunConfig
-from minibert.data import Batch, Text, assemble, make_sequences
+from minibert.data import Batch, TokenizedCorpus, assemble, make_sequences
 from minibert.losses import mlm_loss, soft_target_loss
 from minibert.masking import IGNORE, hash_bits, mask_tokens
 from minibert.model import MaskedLM
-from minibert.tokenizer import specials
+from minibert.tokenizer import special_ids
 
 
-def evaluation_set(held_out: Text, input_format: str, run: RunConfig,
+def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
                    tokenizer: tokenizers.Tokenizer, device: str) -> Batch:
     """The fixed, masked held-out sequences: the same for every run on a corpus, whatever its seed.
 
     As many sequences as hold run.eval_targets targets, or all there are.
     """
-    special = specials(tokenizer)
-    spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, copy=0,
+    special = special_ids(tokenizer)
+    spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, dupe=0,
                                             short_seq_prob=0.0))
     order = hash_bits("evaluation", torch.arange(len(spans))).argsort()
     batch = assemble(torch.from_numpy(held_out.tokens.astype("int32")), spans[order], order, 0,
                      run.seq_length, special)
-    inputs, positions, labels = mask_tokens(
+    inputs, masked_positions, labels = mask_tokens(
         batch.input_ids, order, seed=0, epoch=0, vocab_size=tokenizer.get_vocab_size(),
         mask_id=special.mask, special_ids=tuple(special), pad_id=special.pad)
     enough = int(((labels != IGNORE).sum(1).cumsum(0) < run.eval_targets).sum()) + 1
-    batch = batch._replace(input_ids=inputs, positions=positions, labels=labels)
+    batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
     return Batch._make(value[:enough].to(device) if isinstance(value, Tensor) else value
                        for value in batch)
 
 
 @torch.no_grad()
-def evaluate(model: MaskedLM, batch: Batch, size: int = 256,
+def evaluate(model: MaskedLM, batch: Batch, batch_size: int = 256,
              teacher: MaskedLM | None = None) -> dict:
     """Loss in nats per target and accuracy on a fixed set, beside the entropy of its targets.
 
@@ -50,38 +50,40 @@ def evaluate(model: MaskedLM, batch: Batch, size: int = 256,
     labels = batch.labels
     was_training = model.training
     model.eval()
-    loss, right, kl, same, nsp_guesses = 0.0, 0, 0.0, 0, []
-    for rows in torch.arange(len(labels), device=labels.device).split(size):
-        inputs = dict(input_ids=batch.input_ids[rows], positions=batch.positions[rows],
+    loss, correct, kl, agreeing, nsp_guesses = 0.0, 0, 0.0, 0, []
+    for rows in torch.arange(len(labels), device=labels.device).split(batch_size):
+        inputs = dict(input_ids=batch.input_ids[rows], positions=batch.masked_positions[rows],
                       attention_mask=batch.attention_mask[rows],
                       token_type_ids=batch.token_type_ids[rows])
         output = model(**inputs)
-        real = labels[rows] != IGNORE
+        valid = labels[rows] != IGNORE
         guesses = output.mlm_logits.argmax(-1)
-        loss += mlm_loss(output.mlm_logits, labels[rows], count=1).item()
-        right += (guesses == labels[rows]).sum().item()
+        loss += mlm_loss(output.mlm_logits, labels[rows], denominator=1).item()
+        correct += (guesses == labels[rows]).sum().item()
         if output.nsp_logits is not None:
             nsp_guesses.append(output.nsp_logits.argmax(-1))
         if teacher is not None:
-            taught = teacher(**inputs).mlm_logits
-            kl += soft_target_loss(output.mlm_logits, taught, 1.0, real, count=1).item()
-            same += ((guesses == taught.argmax(-1)) & real).sum().item()
+            teacher_logits = teacher(**inputs).mlm_logits
+            kl += soft_target_loss(output.mlm_logits, teacher_logits, 1.0, valid,
+                                   denominator=1).item()
+            agreeing += ((guesses == teacher_logits.argmax(-1)) & valid).sum().item()
     targets = labels[labels != IGNORE].cpu()
     share = targets.bincount().double() / len(targets)
-    digest = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes()
-                                     for tensor in (batch.input_ids, batch.positions, labels)))
-    result = {"mlm_loss": loss / len(targets), "accuracy": right / len(targets),
+    digest = hashlib.sha256(b"".join(
+        tensor.cpu().numpy().tobytes()
+        for tensor in (batch.input_ids, batch.masked_positions, labels)))
+    result = {"mlm_loss": loss / len(targets), "accuracy": correct / len(targets),
               "targets": len(targets), "unigram_entropy": -torch.special.xlogy(share, share).sum()
               .item(), "hash": digest.hexdigest()[:16]}
     if teacher is not None:
-        result |= {"kl_to_teacher": kl / len(targets), "agreement": same / len(targets)}
+        result |= {"kl_to_teacher": kl / len(targets), "agreement": agreeing / len(targets)}
     if nsp_guesses and batch.is_random_next.any():
-        result |= nsp_scores(model, batch, torch.cat(nsp_guesses), size)
+        result |= nsp_scores(model, batch, torch.cat(nsp_guesses), batch_size)
     model.train(was_training)
     return result
 
 
-def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, size: int) -> dict[str, float]:
+def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, batch_size: int) -> dict[str, float]:
     """Accuracy of next sentence prediction, and three figures that say what it is worth.
 
     guesses: (N,) 0/1. nsp_majority: always the more frequent answer. nsp_length: the best rule
@@ -92,7 +94,7 @@ def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, size: int) -> dic
     random, length = batch.is_random_next.bool(), batch.attention_mask.sum(1)
     shares = torch.stack([((length >= cut) == random).double().mean() for cut in length.unique()])
     swapped = []
-    for rows in (~random).nonzero()[:, 0].split(size):
+    for rows in (~random).nonzero()[:, 0].split(batch_size):
         ids, types = swap_segments(batch.input_ids[rows], batch.attention_mask[rows],
                                    batch.token_type_ids[rows])
         swapped.append(model(ids, attention_mask=batch.attention_mask[rows], token_type_ids=types,

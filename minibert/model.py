@@ -51,11 +51,11 @@ class MaskedLM(nn.Module):
         positions: (B, M) int64, where predictions are read; None reads all S. Both give the same
         numbers: what is not read is not computed.
         """
-        places = positions
+        read_positions = positions
         if positions is not None and self.config.next_sentence:
-            places = F.pad(positions, (1, 0))  # [CLS], position 0, is read by the NSP head
+            read_positions = F.pad(positions, (1, 0))  # [CLS], position 0, is read by the NSP head
         hidden = self.encoder(input_ids, attention_mask=attention_mask,
-                              token_type_ids=token_type_ids, positions=places)
+                              token_type_ids=token_type_ids, positions=read_positions)
         nsp_logits = None
         if self.config.next_sentence:
             nsp_logits = self.nsp_head(torch.tanh(self.pooler(hidden[:, 0])))
@@ -84,17 +84,17 @@ class Encoder(nn.Module):
         if input_ids.shape[1] > self.config.max_length:
             raise UserError(f"{input_ids.shape[1]} tokens are more than this model's "
                             f"{self.config.max_length} positions; cut the input into pieces")
-        bias = None
+        attention_bias = None
         if attention_mask is not None:
             # google-research/bert: -10000 leaves a padded key a weight of exactly 0; unlike -inf
             # it makes no NaN of a row that is all padding.
-            bias = (1 - attention_mask[:, None, None, :].float()) * -10000  # (B, 1, 1, S)
+            attention_bias = (1 - attention_mask[:, None, None, :].float()) * -10000  # (B, 1, 1, S)
         hidden = self.embeddings(input_ids, token_type_ids)  # (B, S, H)
         for layer in self.layers[:-1]:
-            hidden = layer(hidden, bias)
+            hidden = layer(hidden, attention_bias)
         # The last layer's queries are needed only where its output is read; its keys and values
         # everywhere. Known from flash-attention's `last_layer_subset`.
-        return self.layers[-1](hidden, bias, positions)
+        return self.layers[-1](hidden, attention_bias, positions)
 
 
 class Embeddings(nn.Module):
@@ -114,10 +114,10 @@ class Embeddings(nn.Module):
         if self.config.model_type == "roberta":
             # RoBERTa's fairseq counts from pad + 1 and gives every pad the row `pad` itself.
             token = (input_ids != self.config.pad_token_id).long()
-            position = token.cumsum(1) * token + self.config.pad_token_id  # (B, S)
+            position_ids = token.cumsum(1) * token + self.config.pad_token_id  # (B, S)
         else:
-            position = torch.arange(input_ids.shape[1], device=input_ids.device)  # (S,)
-        total = self.word(input_ids) + self.position(position)
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)  # (S,)
+        total = self.word(input_ids) + self.position(position_ids)
         if self.config.type_vocab_size:
             if token_type_ids is None or self.config.type_vocab_size == 1:
                 token_type_ids = torch.zeros_like(input_ids)
@@ -138,13 +138,14 @@ class Block(nn.Module):
         self.output_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor, bias: Tensor | None,
+    def forward(self, hidden: Tensor, attention_bias: Tensor | None,
                 positions: Tensor | None = None) -> Tensor:
-        asking = hidden if positions is None else gather(hidden, positions)
-        attended = self.dropout(self.attention(asking, hidden, bias))
-        asking = self.attention_norm(asking + attended)  # post-norm: the sum is normalised
-        transformed = self.dropout(self.output(self.activation(self.intermediate(asking))))
-        return self.output_norm(asking + transformed)
+        query_states = hidden if positions is None else gather(hidden, positions)
+        attended = self.dropout(self.attention(query_states, hidden, attention_bias))
+        # Post-norm: the sum is normalised.
+        query_states = self.attention_norm(query_states + attended)
+        transformed = self.dropout(self.output(self.activation(self.intermediate(query_states))))
+        return self.output_norm(query_states + transformed)
 
 
 class Attention(nn.Module):
@@ -159,18 +160,19 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, asking: Tensor, hidden: Tensor, bias: Tensor | None) -> Tensor:
-        """asking: (B, M, H), by queries. hidden: (B, S, H), which answers by keys and values.
-        bias: added to the scores. Returns (B, M, H)."""
-        query = self.split(self.query(asking))  # (B, A, M, D)
-        key, value = map(self.split, self.key_value(hidden).chunk(2, dim=-1))  # (B, A, S, D)
-        bias = None if bias is None else bias.to(query.dtype)
+    def forward(self, query_states: Tensor, hidden: Tensor,
+                attention_bias: Tensor | None) -> Tensor:
+        """query_states: (B, M, H), which ask by queries. hidden: (B, S, H), which answers by keys
+        and values. attention_bias: added to the scores. Returns (B, M, H)."""
+        query = self.split_heads(self.query(query_states))  # (B, A, M, D)
+        key, value = map(self.split_heads, self.key_value(hidden).chunk(2, dim=-1))  # (B, A, S, D)
+        attention_bias = None if attention_bias is None else attention_bias.to(query.dtype)
         dropout = self.dropout if self.training else 0.0
         attend = F.scaled_dot_product_attention if self.fused else readable_attention
-        mixed = attend(query, key, value, attn_mask=bias, dropout_p=dropout)  # (B, A, M, D)
-        return self.output(mixed.transpose(1, 2).flatten(2))  # (B, M, H)
+        mixed = attend(query, key, value, attn_mask=attention_bias, dropout_p=dropout)
+        return self.output(mixed.transpose(1, 2).flatten(2))  # (B, A, M, D) -> (B, M, H)
 
-    def split(self, x: Tensor) -> Tensor:  # (B, M, H) -> (B, A, M, D)
+    def split_heads(self, x: Tensor) -> Tensor:  # (B, M, H) -> (B, A, M, D)
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 

@@ -17,7 +17,7 @@ BYTE_BPE = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 LONG_WORD = re.compile(r"\S{1000}")
 
 
-class Specials(NamedTuple):
+class SpecialIds(NamedTuple):
     """The ids of the special tokens."""
     pad: int
     unk: int
@@ -91,12 +91,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"{path} is no tokenizer ({error}); copy it again") from None
 
 
-def specials(tokenizer: Tokenizer) -> Specials:
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
     """The special tokens' ids, under BERT's names or RoBERTa's. Raises UserError if one lacks."""
     for names in (WORDPIECE, BYTE_BPE):
         ids = [tokenizer.token_to_id(name) for name in names]
         if None not in ids:
-            return Specials(*ids)
+            return SpecialIds(*ids)
     raise UserError("the tokenizer lacks one of the special tokens "
                     f"{' '.join(WORDPIECE)} (or {' '.join(BYTE_BPE)}); use another tokenizer")
 
@@ -108,5 +108,5 @@ def continuations(tokenizer: Tokenizer) -> torch.Tensor:
     result = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.bool)
     for token, id in tokenizer.get_vocab().items():
         result[id] = token.startswith("##") if wordpiece else not token.startswith("Ġ")
-    result[list(specials(tokenizer))] = False
+    result[list(special_ids(tokenizer))] = False
     return result

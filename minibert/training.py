@@ -1,7 +1,7 @@
 """What the three recipes share: optimizer, schedule, evaluation, log, checkpoint and resume.
 
-A script builds a `Training` and iterates over it: one Batch for each update of the weights. It
-calls `backward` for each part of the update and `update` at its end; the rest happens in here.
+A script builds a `Training` and iterates over it: one Batch for each optimizer step. It calls
+`backward` for each micro-batch and `optimizer_step` at the end; the rest happens in here.
 """
 import contextlib
 import itertools
@@ -23,19 +23,19 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from minibert.config import RunConfig, pick_device
-from minibert.data import Batch, Batches, Text
+from minibert.data import Batch, Batches, TokenizedCorpus
 from minibert.errors import UserError
 from minibert.evaluation import evaluate, evaluation_set
 from minibert.files.hub import save_pretrained
-from minibert.files.run_folder import open_run, write_json, written_aside
+from minibert.files.run_folder import atomic_write, open_run, write_json
 from minibert.masking import IGNORE, hash_bits
 from minibert.model import MaskedLM
-from minibert.tokenizer import continuations, specials
+from minibert.tokenizer import continuations, special_ids
 
 
 def mask_settings(run: RunConfig, tokenizer: tokenizers.Tokenizer, device: str) -> dict[str, Any]:
     """The arguments of `mask_tokens` that stay the same for a whole run."""
-    special = specials(tokenizer)
+    special = special_ids(tokenizer)
     return dict(seed=run.seed, vocab_size=tokenizer.get_vocab_size(), mask_id=special.mask,
                 special_ids=tuple(special), pad_id=special.pad, rate=run.mask_rate,
                 continues=continuations(tokenizer).to(device) if run.whole_word_masking else None)
@@ -49,11 +49,11 @@ def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """
     norms = {id(parameter) for module in model.modules() if isinstance(module, nn.LayerNorm)
              for parameter in module.parameters()}
-    decayed, kept = [], []
+    decay, no_decay = [], []
     for name, parameter in model.named_parameters():
-        spared = id(parameter) in norms or name.endswith("bias")
-        (kept if spared else decayed).append(parameter)
-    return [dict(params=decayed, weight_decay=weight_decay), dict(params=kept, weight_decay=0.0)]
+        undecayed = id(parameter) in norms or name.endswith("bias")
+        (no_decay if undecayed else decay).append(parameter)
+    return [dict(params=decay, weight_decay=weight_decay), dict(params=no_decay, weight_decay=0.0)]
 
 
 def learning_rate(step: int, run: RunConfig) -> float:
@@ -89,29 +89,31 @@ class Training:
     """One run in its folder, from its first step or from its checkpoint on."""
 
     def __init__(self, run: RunConfig, model: MaskedLM, tokenizer: tokenizers.Tokenizer,
-                 text: Text, held_out: Text, masker: Any, about: dict[str, Any]):
-        """about: what identifies the run besides its settings; written to run.json."""
+                 corpus: TokenizedCorpus, held_out: TokenizedCorpus, masker: Any,
+                 metadata: dict[str, Any]):
+        """metadata: what identifies the run besides its settings; written to run.json."""
         self.run, self.out, self.tokenizer = run, Path(run.out), tokenizer
         self.device = pick_device(run.device)
         if run.seq_length > model.config.max_length:
             raise UserError(f"--seq-length {run.seq_length} is more than the model's "
                             f"{model.config.max_length} positions; use less, or a model "
                             f"made with --max-position-embeddings {run.seq_length}")
-        self.rank, self.world = join_processes(self.device)
-        if run.batch_size % (run.accumulation * self.world):
-            raise UserError(f"--batch-size {run.batch_size} does not divide into --accumulation "
-                            f"{run.accumulation} equal parts for each of {self.world} processes")
+        self.rank, self.world_size = join_processes(self.device)
+        if run.batch_size % (run.gradient_accumulation_steps * self.world_size):
+            raise UserError(f"--batch-size {run.batch_size} does not divide into "
+                            f"--gradient-accumulation-steps {run.gradient_accumulation_steps} "
+                            f"equal micro-batches for each of {self.world_size} processes")
         self.module = model.to(self.device).train()
         if run.compile:
             for layer in model.encoder.layers:
                 layer.compile()
         # What the scripts call. Its backward pass averages gradients over the processes.
-        self.model = DistributedDataParallel(model) if self.world > 1 else model
+        self.model = DistributedDataParallel(model) if self.world_size > 1 else model
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
         self.window: list[dict[str, Tensor]] = []  # the steps since the last line of the log
-        self.terms: dict[str, Tensor] = {}  # the losses of the update in hand
-        self.batches = Batches(text.fraction(run.data_fraction), run, specials(tokenizer),
-                               self.device, masker.copy)
+        self.terms: dict[str, Tensor] = {}  # the losses of the step in hand
+        self.batches = Batches(corpus.fraction(run.data_fraction), run, special_ids(tokenizer),
+                               self.device, masker.dupe)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
                           for kind in ("full-sentences", "segment-pair")}
         # Departure: torch's AdamW corrects the bias of Adam's first steps; BERT's own does not.
@@ -119,7 +121,7 @@ class Training:
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
             eps=1e-6, fused=True)
         if self.rank == 0:
-            self.lock = open_run(run, about)  # held as long as this object lives
+            self.lock = open_run(run, metadata)  # held as long as this object lives
         self._wait_for_all()
         self._resume()
         self.interrupted = 0
@@ -127,7 +129,7 @@ class Training:
             signal.signal(number, lambda received, _: setattr(self, "interrupted", received))
 
     def __iter__(self) -> Iterator[Batch]:
-        """One batch for each update that is left."""
+        """One batch for each optimizer step that is left."""
         first, start = self.step, time.monotonic() - self.seconds
         plain = not sys.stderr.isatty() or bool(os.environ.get("MINIBERT_PLAIN")) or self.rank > 0
         with tqdm(total=self.run.steps, initial=first, desc=self.out.name, disable=plain,
@@ -143,7 +145,7 @@ class Training:
         """Print the first three sequences of a new run, with what the masked tokens were."""
         if self.step or self.rank:
             return
-        for ids, where, words in zip(batch.input_ids[:3].tolist(), batch.positions.tolist(),
+        for ids, where, words in zip(batch.input_ids[:3].tolist(), batch.masked_positions.tolist(),
                                      batch.labels.tolist()):
             tokens = [self.tokenizer.id_to_token(id) for id in ids]
             for position, word in zip(where, words):
@@ -152,35 +154,35 @@ class Training:
             pad = self.tokenizer.id_to_token(self.module.config.pad_token_id)
             tqdm.write("example: " + " ".join(token for token in tokens if token != pad))
 
-    def parts(self, batch: Batch) -> Iterator[Batch]:
-        """This process's rows of an update, in `accumulation` parts for its gradient.
+    def micro_batches(self, batch: Batch) -> Iterator[Batch]:
+        """This process's rows of a batch, in pieces small enough for the memory.
 
         Every process draws the masks of all rows, which costs next to nothing, so the number of
         predictions is known to each without asking the others.
         """
-        count = self.run.accumulation * self.world
+        count = self.run.gradient_accumulation_steps * self.world_size
         fields = [value.chunk(count) if isinstance(value, Tensor) else [value] * count
                   for value in batch]
-        return itertools.islice(map(Batch._make, zip(*fields)), self.rank, None, self.world)
+        return itertools.islice(map(Batch._make, zip(*fields)), self.rank, None, self.world_size)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """For the forward pass."""
         return autocast(self.device)
 
     def backward(self, loss: Tensor, **terms: Tensor) -> None:
-        """Add the gradient of one part of the update; the terms are logged by their names."""
-        (self.world * loss).backward()  # the average over processes is then the sum
+        """Add the gradient of one micro-batch; the terms are logged by their names."""
+        (self.world_size * loss).backward()  # the average over processes is then the sum
         for name, term in {"loss": loss, **terms}.items():
             self.terms[name] = self.terms.get(name, 0) + term.detach()
 
-    def update(self, batch: Batch, predictions: Tensor) -> None:
+    def optimizer_step(self, batch: Batch, num_predictions: Tensor) -> None:
         """Move the weights by the gradient in hand; predictions: how many targets it holds."""
-        if self.world > 1:  # each process has the terms of its own rows
+        if self.world_size > 1:  # each process has the terms of its own rows
             for term in self.terms.values():
                 dist.all_reduce(term)
         limit = self.run.max_grad_norm or math.inf
         self.terms["grad_norm"] = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
-        self.terms |= {"tokens": batch.attention_mask.sum(), "targets": predictions}
+        self.terms |= {"tokens": batch.attention_mask.sum(), "targets": num_predictions}
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.run)
         self.optimizer.step()
@@ -193,7 +195,7 @@ class Training:
 
         Of several processes only the first goes on from here.
         """
-        if self.world > 1:
+        if self.world_size > 1:
             self._wait_for_all()
             dist.destroy_process_group()
         if self.rank:
@@ -242,7 +244,7 @@ class Training:
 
     def _agree_to_stop(self) -> bool:
         """Whether a signal was received: by any process, which must all stop at one step."""
-        if self.world > 1:
+        if self.world_size > 1:
             if self.step % self.run.log_every:  # they agree where they wait for each other anyway
                 return False
             received = torch.tensor(self.interrupted, device=self.device)
@@ -251,7 +253,7 @@ class Training:
         return bool(self.interrupted)
 
     def _wait_for_all(self) -> None:
-        if self.world > 1:
+        if self.world_size > 1:
             dist.barrier()
 
     def _log_window(self) -> None:
@@ -262,7 +264,7 @@ class Training:
         self.tokens += int(sum(values.pop("tokens")))
         self.targets += int(sum(values.pop("targets")))
         means = {name: sum(value) / len(value) for name, value in values.items()}
-        self._log({"step": self.step, "epoch": self.batches.position[0], **means,
+        self._log({"step": self.step, "epoch": self.batches.cursor[0], **means,
                    "learning_rate": learning_rate(self.step - 1, self.run), "tokens": self.tokens,
                    "targets": self.targets, "seconds": round(self.seconds, 2)})
         self.bar.set_postfix(loss=f"{means['loss']:.3f}",
@@ -288,9 +290,9 @@ class Training:
         if self.rank:
             return
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
-                 "step": self.step, "position": self.batches.position, "tokens": self.tokens,
+                 "step": self.step, "cursor": self.batches.cursor, "tokens": self.tokens,
                  "targets": self.targets, "seconds": self.seconds, "window": self.window}
-        with written_aside(self.out / "checkpoint.pt") as aside, open(aside, "wb") as file:
+        with atomic_write(self.out / "checkpoint.pt") as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
 
     def _resume(self) -> None:
@@ -303,7 +305,7 @@ class Training:
                     from None
             self.module.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.batches.position = tuple(state["position"])
+            self.batches.cursor = tuple(state["cursor"])
             for name in ("step", "tokens", "targets", "seconds", "window"):
                 setattr(self, name, state[name])
             if self.rank:
@@ -311,6 +313,7 @@ class Training:
             print(f"{self.out}: goes on at step {self.step} of {self.run.steps}", flush=True)
             lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
         # What was logged after the checkpoint will be logged again.
-        kept = [line for line in lines
-                if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        (self.out / "log.jsonl").write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        written = [line for line in lines
+                   if line.endswith("}") and json.loads(line)["step"] <= self.step]
+        (self.out / "log.jsonl").write_text("".join(line + "\n" for line in written),
+                                            encoding="utf-8")

@@ -59,14 +59,14 @@ def test_random_text_leaves_no_padding():
     spans = full_sentences(text, 14)
     assert len(spans) == 400 and set(spans[:, 1] - spans[:, 0]) == {14}
     text = random_text(200, sentence=3, sentences=2000)
-    pairs = segment_pairs(text, 13, seed=0, copy=0, short_seq_prob=0.0)
+    pairs = segment_pairs(text, 13, seed=0, dupe=0, short_seq_prob=0.0)
     assert (pairs[:, 1] - pairs[:, 0] + pairs[:, 3] - pairs[:, 2]).mean() > 11
 
 
 def test_our_step_learns():
     """Catches a step that is timed but moves nothing, with and without a teacher."""
     run = RunConfig(out="none", seq_length=16, batch_size=4)
-    config = bench.shape(TOY)
+    config = bench.model_config(TOY)
     for teacher in (None, MaskedLM(config)):
         models = []
         original = bench.MaskedLM
@@ -86,10 +86,9 @@ def test_our_step_learns():
 def test_parts_and_tables(monkeypatch, capsys, tmp_path):
     """Catches a part that is not timed or not shown, and JSON that the table was not made of."""
     monkeypatch.setattr("minibert.files.run_folder.ROOT", tmp_path)
-    monkeypatch.setitem(ModelConfig.preset.__globals__["SHAPES"], "bert-base", vars(CONFIG)
-                        | dict(vocab_size=30_000, max_position_embeddings=32))
-    monkeypatch.setitem(ModelConfig.preset.__globals__["SHAPES"], "distilbert-base", vars(CONFIG)
-                        | dict(vocab_size=30_000, max_position_embeddings=32))
+    toy = vars(CONFIG) | dict(vocab_size=30_000, max_position_embeddings=32)
+    for name in ("bert-base", "distilbert-base"):
+        monkeypatch.setitem(ModelConfig.preset.__globals__["MODEL_PRESETS"], name, toy)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in vars(TOY).items()
              if name not in ("only", "compile")]
     monkeypatch.setattr(sys, "argv", ["minibert", "bench", *flags, "--name", "toy",

@@ -23,7 +23,7 @@ from minibert.claims.judge import arms_of
 from minibert.claims.verdicts import (_claim, models_table, report, task_scores, verdict_lines,
                                verdict_table, write_report)
 from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
-from minibert.data import Text
+from minibert.data import TokenizedCorpus
 from minibert.errors import UserError
 from minibert.files.corpus import prepare
 
@@ -126,7 +126,7 @@ def test_tokens_are_counted_in_the_share_that_is_used():
     first document has sentences of 14 tokens, which fill a block, the second of 8."""
     bounds = np.array([[14 * i, 14 * (i + 1)] for i in range(20)]
                       + [[281 + 8 * i, 281 + 8 * (i + 1)] for i in range(35)])
-    text = Text(np.zeros(562), bounds, np.array([0, 20, 55]))
+    text = TokenizedCorpus(np.zeros(562), bounds, np.array([0, 20, 55]))
     run = RunConfig(out="x", seq_length=16, data_fraction=0.4)
     assert tokens_in_a_sequence(run, text) == 16
     assert tokens_in_a_sequence(dataclasses.replace(run, data_fraction=1.0), text) < 14

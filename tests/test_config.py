@@ -14,10 +14,10 @@ import distill  # noqa: E402
 import train_bert  # noqa: E402
 import train_roberta  # noqa: E402
 from minibert import config  # noqa: E402
-from minibert.config import BUDGETS, SHAPES, parse_flags  # noqa: E402
+from minibert.config import MODEL_PRESETS, RUN_PRESETS, parse_flags  # noqa: E402
 from minibert.config import DistillConfig, ModelConfig, RunConfig  # noqa: E402
 from minibert.errors import UserError, run_cli  # noqa: E402
-from minibert.tokenizer import Specials  # noqa: E402
+from minibert.tokenizer import SpecialIds  # noqa: E402
 
 SCRIPTS = {"bert": train_bert, "roberta": train_roberta, "distill": distill}
 # The class that gives a script its further flags, the flags it does not have, the ones it needs.
@@ -45,13 +45,14 @@ def start(script, monkeypatch, *flags):
     return stopped.value.args
 
 
-def model_config(script, monkeypatch, *flags, vocab=Specials(pad=0, unk=1, cls=2, sep=3, mask=4)):
+def model_config(script, monkeypatch, *flags,
+                 vocab=SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)):
     """The ModelConfig that main() builds of the command line, without a corpus."""
-    def stop(shape, seed):
-        raise Stop(shape)
+    def stop(base_config, seed):
+        raise Stop(base_config)
 
     monkeypatch.setattr(SCRIPTS[script], "prepare", lambda *arguments: (None, None, None, ""))
-    monkeypatch.setattr(SCRIPTS[script], "specials", lambda tokenizer: vocab)
+    monkeypatch.setattr(SCRIPTS[script], "special_ids", lambda tokenizer: vocab)
     monkeypatch.setattr(SCRIPTS[script], "MaskedLM", stop)
     preset = [] if "--preset" in flags else ["--preset", "tiny"]
     monkeypatch.setattr(sys, "argv", ["script.py", *NEEDED[script], *preset, "--tasks", "none",
@@ -130,8 +131,9 @@ def test_help_shows_no_default_that_a_preset_overrules(monkeypatch, capsys):
         train_bert.main()
     shown = " ".join(capsys.readouterr().out.split())
     for text in ("updates of the weights [by preset]", "feed-forward of 4 times that [by preset]",
-                 "sequences in an update [by preset]", "clip the gradient to this norm; 0: never "
-                 "[1.0]", "masks that repeat or new ones each epoch [static]"):
+                 "sequences in an optimizer step [by preset]",
+                 "clip the gradient to this norm; 0: never [1.0]",
+                 "masks that repeat or new ones each epoch [static]"):
         assert text in shown, text
 
 
@@ -178,12 +180,12 @@ def test_every_model_flag_reaches_the_model(script, monkeypatch):
 
 
 @pytest.mark.parametrize("script", ["bert", "roberta"])
-@pytest.mark.parametrize("preset", BUDGETS)
+@pytest.mark.parametrize("preset", RUN_PRESETS)
 def test_every_preset_builds_a_model_for_its_sequences(script, preset, monkeypatch):
     """Would catch: a script that reads a field which only some presets set."""
-    shape = model_config(script, monkeypatch, "--preset", preset)
-    assert shape.max_length >= BUDGETS[preset]["seq_length"]
-    assert shape.hidden_size == SHAPES[preset]["hidden_size"]
+    base_config = model_config(script, monkeypatch, "--preset", preset)
+    assert base_config.max_length >= RUN_PRESETS[preset]["seq_length"]
+    assert base_config.hidden_size == MODEL_PRESETS[preset]["hidden_size"]
 
 
 def test_scripts_build_their_architecture(monkeypatch):
@@ -191,7 +193,7 @@ def test_scripts_build_their_architecture(monkeypatch):
     bert = model_config("bert", monkeypatch)
     assert (bert.model_type, bert.next_sentence, bert.type_vocab_size) == ("bert", True, 2)
     assert not model_config("bert", monkeypatch, "--no-nsp").next_sentence
-    vocab = Specials(pad=7, unk=1, cls=2, sep=3, mask=4)
+    vocab = SpecialIds(pad=7, unk=1, cls=2, sep=3, mask=4)
     roberta = model_config("roberta", monkeypatch, vocab=vocab)
     assert (roberta.model_type, roberta.next_sentence) == ("roberta", False)
     assert (roberta.type_vocab_size, roberta.pad_token_id) == (1, 7)
@@ -207,15 +209,15 @@ def test_flag_before_preset_before_recipe_before_default(monkeypatch):
     recipe = dict(batch_size=48, log_every=7, seed=4)
     parse = lambda *argv: parse_flags("A script.", recipe, {"tiny": 11, "small": 22}, ModelConfig,
                                       argv=["--out", "a", "--preset", "tiny", *argv])
-    run, shape = parse()
+    run, base_config = parse()
     assert run.eval_every == RunConfig.eval_every == 500  # nobody says: the default
     assert run.log_every == 7 and run.seed == 4  # the recipe says
-    assert run.batch_size == 64 and shape.hidden_size == 128  # recipe and preset say
+    assert run.batch_size == 64 and base_config.hidden_size == 128  # recipe and preset say
     assert run.steps == 11
-    run, shape = parse("--batch-size", "96", "--log-every", "9", "--hidden-size", "256",
+    run, base_config = parse("--batch-size", "96", "--log-every", "9", "--hidden-size", "256",
                        "--steps", "33", "--seed", "0")
     assert (run.batch_size, run.log_every, run.steps, run.seed) == (96, 9, 33, 0)
-    assert shape.hidden_size == 256
+    assert base_config.hidden_size == 256
 
 
 @EVERY_SCRIPT
@@ -226,7 +228,7 @@ def test_auto_preset_follows_the_device(script, device, preset, monkeypatch):
     run, _ = parse_flags("A script.", SCRIPTS[script].RECIPE, SCRIPTS[script].STEPS,
                          OTHER[script], argv=NEEDED[script])
     assert run.preset == preset and run.steps == SCRIPTS[script].STEPS[preset]
-    assert run.seq_length == BUDGETS[preset]["seq_length"]
+    assert run.seq_length == RUN_PRESETS[preset]["seq_length"]
 
 
 # Defaults
@@ -266,10 +268,10 @@ def test_distill_is_distilbert_by_default(monkeypatch):
 
 def test_presets_have_heads_of_64_and_a_feed_forward_of_four_times_h():
     """Would catch: 12 heads, or 3072, in a model of another width."""
-    for name in SHAPES:
-        shape = ModelConfig.preset(name)
-        assert shape.num_attention_heads * 64 == shape.hidden_size, name
-        assert shape.intermediate_size == 4 * shape.hidden_size, name
+    for name in MODEL_PRESETS:
+        base_config = ModelConfig.preset(name)
+        assert base_config.num_attention_heads * 64 == base_config.hidden_size, name
+        assert base_config.intermediate_size == 4 * base_config.hidden_size, name
 
 
 def test_unknown_preset_names_the_known_ones():
@@ -277,7 +279,7 @@ def test_unknown_preset_names_the_known_ones():
     with pytest.raises(UserError) as raised:
         ModelConfig.preset("bert-huge")
     assert "'bert-huge'" in str(raised.value)
-    assert all(name in str(raised.value) for name in SHAPES)
+    assert all(name in str(raised.value) for name in MODEL_PRESETS)
 
 
 def test_settings_cannot_be_changed():
@@ -310,8 +312,8 @@ BAD = [  # script, flags, and what the line must say
     ("bert", "--steps -3", "--steps"),
     ("bert", "--seed -1", "--seed"),
     ("bert", "--batch-size 0", "--batch-size"),
-    ("bert", "--accumulation 0", "--accumulation"),
-    ("bert", "--batch-size 10 --accumulation 4", "--accumulation"),
+    ("bert", "--gradient-accumulation-steps 0", "--gradient-accumulation-steps"),
+    ("bert", "--batch-size 10 --gradient-accumulation-steps 4", "--gradient-accumulation-steps"),
     ("bert", "--eval-targets 0", "--eval-targets"),
     ("bert", "--log-every 0", "--log-every"),
     ("bert", "--eval-every 0", "--eval-every"),
@@ -362,7 +364,8 @@ def test_bad_settings_end_in_one_line(script, flags, expected, monkeypatch, caps
         monkeypatch.setattr(distill, "load_pretrained", go_on)
     else:
         monkeypatch.setattr(SCRIPTS[script], "prepare", lambda *arguments: (None, None, None, ""))
-        monkeypatch.setattr(SCRIPTS[script], "specials", lambda tokenizer: Specials(0, 1, 2, 3, 4))
+        monkeypatch.setattr(SCRIPTS[script], "special_ids",
+                            lambda tokenizer: SpecialIds(0, 1, 2, 3, 4))
         monkeypatch.setattr(SCRIPTS[script], "MaskedLM", go_on)
     monkeypatch.setattr(sys, "argv", ["script.py", *NEEDED[script], "--preset", "tiny",
                                       *flags.split()])

@@ -10,12 +10,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from minibert.data import read_documents
 from minibert.data import sentences_of as cut
 from minibert.errors import UserError
 from minibert.files import corpus
-from minibert.files.corpus import describe, prepare
-from minibert.tokenizer import (BYTE_BPE, WORDPIECE, continuations, load_tokenizer, specials,
+from minibert.files.corpus import describe, prepare, read_documents
+from minibert.tokenizer import (BYTE_BPE, WORDPIECE, continuations, load_tokenizer, special_ids,
                                 train_tokenizer)
 
 SIZES = {"wordpiece": 70, "bpe": 280}
@@ -48,7 +47,7 @@ def make_documents(count):
 
 
 def sentences_of(text, tokenizer):
-    """The documents of a Text, decoded."""
+    """The documents of a corpus, decoded."""
     sentences = [tokenizer.decode(text.tokens[start:end].tolist()).strip()
                  for start, end in text.bounds]
     return [sentences[first:end] for first, end in zip(text.documents, text.documents[1:])]
@@ -86,7 +85,7 @@ def test_a_separator_after_each_document(tmp_path, kind):
     tokenizer, *texts, _ = prepare(path, kind, SIZES[kind])
     for text in texts:
         ends = text.bounds[text.documents[1:] - 1, 1]
-        assert (text.tokens[ends] == specials(tokenizer).sep).all()
+        assert (text.tokens[ends] == special_ids(tokenizer).sep).all()
         starts = np.append(text.bounds[:, 0], len(text.tokens))
         gaps = starts[1:] - text.bounds[:, 1]
         assert starts[0] == 0 and np.flatnonzero(gaps).tolist() == (text.documents[1:] - 1).tolist()
@@ -98,7 +97,7 @@ def test_tokenizer_is_trained_on_training_documents_only(tmp_path):
     own = [chr(ord("一") + n) for n in range(24)]  # each document has a character of its own
     path = write_text(tmp_path / "a.txt", [["the northern wall", sign * 3] for sign in own])
     tokenizer, text, held_out, _ = prepare(path, "wordpiece", 45)
-    unknown = specials(tokenizer).unk
+    unknown = special_ids(tokenizer).unk
     assert len(set(own) & set(tokenizer.get_vocab())) == 22
     assert (text.tokens != unknown).all()
     assert (held_out.tokens == unknown).sum() == 2 * 3
@@ -113,9 +112,9 @@ def test_a_large_text_gives_a_sample_for_the_vocabulary(tmp_path, monkeypatch):
     tokenizer, text, held_out, _ = prepare(path, "wordpiece", 32)
     known = [sign for sign in own if sign in tokenizer.get_vocab()]
     assert len(known) == 9 and known not in (own[:9], own[-9:])
-    unknown = np.flatnonzero(text.tokens == specials(tokenizer).unk)
+    unknown = np.flatnonzero(text.tokens == special_ids(tokenizer).unk)
     assert len(unknown) == 3 * (22 - 9) and unknown[0] > text.bounds[2 * 9 - 1, 1]
-    assert (held_out.tokens == specials(tokenizer).unk).sum() == 2 * 3
+    assert (held_out.tokens == special_ids(tokenizer).unk).sum() == 2 * 3
 
 
 def test_names_of_special_tokens_in_a_text(tmp_path):
@@ -125,7 +124,7 @@ def test_names_of_special_tokens_in_a_text(tmp_path):
         path = write_text(tmp_path / f"{kind}.txt", documents)
         tokenizer, *texts, _ = prepare(path, kind, SIZES[kind])
         for text in texts:
-            found = np.isin(text.tokens, list(specials(tokenizer)))
+            found = np.isin(text.tokens, list(special_ids(tokenizer)))
             ends = text.bounds[text.documents[1:] - 1, 1]
             assert np.flatnonzero(found).tolist() == ends.tolist()
         given = prepare(path, "", 0, tokenizer)[1]  # the same with a tokenizer that was loaded
@@ -335,7 +334,7 @@ def test_unknown_corpus(data_folder, name):
     (data_folder / "mine.py").write_text("")
     (data_folder / "download.py").write_text("")  # what the scripts share; it is no corpus
     write_text(data_folder / "alone.txt", make_documents(9))  # a text without a script
-    assert corpus.text_of("alone") == data_folder / "alone.txt"
+    assert corpus.corpus_path("alone") == data_folder / "alone.txt"
     with pytest.raises(UserError, match=f"'{name}'.* mine") as caught:
         prepare(name, "bpe", 280)
     assert str(caught.value).count("download") == (name == "download")
@@ -410,7 +409,7 @@ def test_specials(tmp_path, kind):
     tokenizer = train_tokenizer(lambda: TEXT, kind, SIZES[kind])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     for found in (tokenizer, load_tokenizer(tmp_path / "tokenizer.json")):
-        special = specials(found)
+        special = special_ids(found)
         names = [found.id_to_token(id) for id in special]
         assert names == list(WORDPIECE if kind == "wordpiece" else BYTE_BPE)
         assert special._fields == ("pad", "unk", "cls", "sep", "mask")
@@ -421,7 +420,7 @@ def test_tokenizer_without_a_special_token():
     """Would catch: a missing [MASK] that becomes id None, or 0, deep in a run (trap 9)."""
     broken = train_tokenizer(lambda: TEXT, "wordpiece", 70).to_str().replace("[MASK]", "[HIDE]")
     with pytest.raises(UserError, match="special tokens"):
-        specials(Tokenizer.from_str(broken))
+        special_ids(Tokenizer.from_str(broken))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -430,7 +429,7 @@ def test_continuations(kind):
     tokenizer = train_tokenizer(lambda: TEXT, kind, SIZES[kind])
     continues = continuations(tokenizer)
     assert continues.shape == (SIZES[kind],) and continues.dtype == torch.bool
-    assert not continues[list(specials(tokenizer))].any()
+    assert not continues[list(special_ids(tokenizer))].any()
     encoding = tokenizer.encode(TEXT[0], add_special_tokens=False)
     first = [one != two for one, two in zip([None, *encoding.word_ids], encoding.word_ids)]
     assert (~continues[encoding.ids]).tolist() == first
@@ -443,7 +442,7 @@ def test_wordpiece_is_uncased_and_bpe_is_not():
     assert wordpiece.encode("Café HARBOUR").ids == wordpiece.encode("cafe harbour").ids
     bpe = train_tokenizer(lambda: TEXT, "bpe", 280)
     assert bpe.decode(bpe.encode("Café 日本 🙂").ids) == " Café 日本 🙂"
-    assert specials(bpe).unk not in bpe.encode("日本 🙂").ids
+    assert special_ids(bpe).unk not in bpe.encode("日本 🙂").ids
 
 
 def test_word_in_front_is_a_word_like_others():

@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from minibert.config import RunConfig
-from minibert.data import (Batches, Text, assemble, full_sentences, make_sequences, read_documents,
+from minibert.data import (Batches, TokenizedCorpus, assemble, full_sentences, make_sequences,
                            segment_pairs, sentences_of)
 from minibert.errors import UserError
+from minibert.files.corpus import read_documents
 from minibert.masking import DynamicMasker, StaticMasker
-from minibert.tokenizer import Specials
+from minibert.tokenizer import SpecialIds
 
-SPECIAL = Specials(pad=0, unk=1, cls=2, sep=3, mask=4)
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
 def make_text(*documents):
-    """A Text of documents given as the lengths of their sentences; token i is 10 + i."""
+    """A corpus of documents given as the lengths of their sentences; token i is 10 + i."""
     bounds, first, end = [], [0], 0
     separators = []
     for lengths in documents:
@@ -32,7 +33,7 @@ def make_text(*documents):
         end += 1
     tokens = np.arange(10, 10 + end, dtype=np.uint16)
     tokens[separators] = SPECIAL.sep
-    return Text(tokens, np.array(bounds), np.array(first))
+    return TokenizedCorpus(tokens, np.array(bounds), np.array(first))
 
 
 def random_text(seed, longest=12):
@@ -50,8 +51,8 @@ def document_of(text, position):
 
 def pairs_of(text, max_tokens, *, seed=0, copies=1, short=0.0):
     """The pairs of several copies, as tuples (a_start, a_end, b_start, b_end, is_random)."""
-    return [tuple(pair) for copy in range(copies)
-            for pair in segment_pairs(text, max_tokens, seed=seed, copy=copy,
+    return [tuple(pair) for dupe in range(copies)
+            for pair in segment_pairs(text, max_tokens, seed=seed, dupe=dupe,
                                       short_seq_prob=short).tolist()]
 
 
@@ -213,7 +214,7 @@ def test_fraction_is_all_that_sequences_see(input_format):
     text = make_text(*[[4, 4, 4]] * 20)
     part = text.fraction(0.5)
     end = text.bounds[part.documents[-1] - 1, 1]
-    spans = make_sequences(part, input_format, 16, seed=0, copy=0, short_seq_prob=0.1)
+    spans = make_sequences(part, input_format, 16, seed=0, dupe=0, short_seq_prob=0.1)
     assert 0 < end < text.bounds[-1, 1] and spans.max() == end
 
 
@@ -262,9 +263,9 @@ def test_random_b_starts_anywhere_and_fills_the_room():
 def test_text_of_one_document():
     """Would catch: with one document, real continuations labelled as random (trap 2)."""
     with pytest.raises(UserError, match="two documents"):
-        segment_pairs(make_text([5, 5, 5]), 10, seed=0, copy=0)
+        segment_pairs(make_text([5, 5, 5]), 10, seed=0, dupe=0)
     with pytest.raises(UserError, match="two documents"):
-        segment_pairs(make_text([5, 5], [5, 5]).fraction(0.1), 10, seed=0, copy=0)
+        segment_pairs(make_text([5, 5], [5, 5]).fraction(0.1), 10, seed=0, dupe=0)
 
 
 def test_chunk_of_one_sentence_gets_a_random_b():
@@ -294,10 +295,10 @@ def test_every_sentence_is_seen(seed):
 def test_every_sentence_is_seen_in_chunks():
     """Would catch: sentences lost at the end of a chunk in mid-document (trap 3)."""
     text = make_text(*[[2] * 23] * 6)
-    for copy in range(10):
+    for dupe in range(10):
         seen = set()
         for a_start, a_end, b_start, b_end, is_random in segment_pairs(
-                text, 8, seed=0, copy=copy, short_seq_prob=0).tolist():
+                text, 8, seed=0, dupe=dupe, short_seq_prob=0).tolist():
             seen |= {*range(a_start, a_end)} | (set() if is_random else {*range(b_start, b_end)})
         assert len(seen) == 2 * 23 * 6
 
@@ -315,7 +316,7 @@ def test_pairs_fit(seed):
     """Would catch: sequences longer than --seq-length, or an A or B of no tokens (trap 4)."""
     text = make_text(*[[random.Random(seed).randint(1, 40) for _ in range(5)] for _ in range(5)])
     for short in (0.0, 1.0):
-        spans = make_sequences(text, "segment-pair", 24, seed=seed, copy=0, short_seq_prob=short)
+        spans = make_sequences(text, "segment-pair", 24, seed=seed, dupe=0, short_seq_prob=short)
         a, b = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
         assert (a + b + 3 <= 24).all() and (a > 0).all() and (b > 0).all()
 
@@ -358,11 +359,11 @@ def test_share_of_short_sequences(short, low, high):
 def test_pairs_of_a_seed_and_a_copy():
     """Would catch: copies that are all alike, or pairs that differ when made again (trap 11)."""
     text = make_text(*[[3] * 20] * 5)
-    make = lambda seed, copy: segment_pairs(text, 12, seed=seed, copy=copy).tolist()
+    make = lambda seed, dupe: segment_pairs(text, 12, seed=seed, dupe=dupe).tolist()
     assert make(0, 0) == make(0, 0)
     random.seed(3)
     assert make(1, 2) == make(1, 2)
-    assert len({str(make(seed, copy)) for seed in range(3) for copy in range(3)}) == 9
+    assert len({str(make(seed, dupe)) for seed in range(3) for dupe in range(3)}) == 9
 
 
 # Full sentences.
@@ -371,9 +372,9 @@ def test_pairs_of_a_seed_and_a_copy():
 def test_full_crosses_documents_with_a_separator_and_doc_does_not():
     """Would catch: FULL that joins documents unmarked, DOC that joins them at all (trap 38)."""
     text = make_text([3, 3], [3, 3])  # [SEP] is token 6 of the text
-    full = make_sequences(text, "full-sentences", 15, seed=0, copy=0, short_seq_prob=0)
+    full = make_sequences(text, "full-sentences", 15, seed=0, dupe=0, short_seq_prob=0)
     assert full.tolist() == [[0, 13, 0, 0, 0]]
-    doc = make_sequences(text, "doc-sentences", 15, seed=0, copy=0, short_seq_prob=0)
+    doc = make_sequences(text, "doc-sentences", 15, seed=0, dupe=0, short_seq_prob=0)
     assert doc.tolist() == [[0, 6, 0, 0, 0], [7, 13, 0, 0, 0]]
     batch = assemble(torch.from_numpy(text.tokens.astype(int)), torch.tensor(full),
                      torch.tensor([0]), 0, 15, SPECIAL)
@@ -429,7 +430,7 @@ def test_long_sentence_is_cut_into_pieces():
 def test_sequences_use_the_whole_length(input_format, longest):
     """Would catch: room for three specials where two are needed, or two (trap 4, trap 38)."""
     text = make_text(*[[1] * 40] * 4)
-    spans = make_sequences(text, input_format, 16, seed=0, copy=0, short_seq_prob=0)
+    spans = make_sequences(text, input_format, 16, seed=0, dupe=0, short_seq_prob=0)
     assert (spans[:, 1] - spans[:, 0] + spans[:, 3] - spans[:, 2]).max() == longest
 
 
@@ -457,15 +458,15 @@ def test_assemble_against_plain_python():
         a_length, b_length = draw.randint(1, 8), draw.randint(0, 5)
         a, b = draw.randint(0, 60 - a_length), draw.randint(0, 60 - b_length)
         spans.append([a, a + a_length, b, b + b_length, draw.randint(0, 1)])
-    index = torch.arange(300) + 2**33
-    batch = assemble(torch.tensor(tokens), torch.tensor(spans), index, 7, 16, SPECIAL)
+    sequence_ids = torch.arange(300) + 2**33
+    batch = assemble(torch.tensor(tokens), torch.tensor(spans), sequence_ids, 7, 16, SPECIAL)
     for row, span in enumerate(spans):
         ids, mask, types = plain_sequence(tokens, span, 16)
         assert batch.input_ids[row].tolist() == ids
         assert batch.attention_mask[row].tolist() == mask
         assert batch.token_type_ids[row].tolist() == types
     assert batch.is_random_next.tolist() == [span[4] for span in spans]
-    assert torch.equal(batch.index, index) and batch.epoch == 7
+    assert torch.equal(batch.sequence_ids, sequence_ids) and batch.epoch == 7
     assert {tensor.dtype for tensor in batch[:5]} == {torch.int64}
 
 
@@ -474,13 +475,13 @@ def test_assemble_against_plain_python():
 
 def make_batches(text, masker=DynamicMasker(), batch_size=4, **changes):
     run = RunConfig(out="run", steps=1, seq_length=16, batch_size=batch_size, **changes)
-    return Batches(text, run, SPECIAL, "cpu", masker.copy)
+    return Batches(text, run, SPECIAL, "cpu", masker.dupe)
 
 
 def take(batches, epochs):
     """The batches of the first so many epochs, as a list for each."""
     found = [[] for _ in range(epochs)]
-    while batches.position[0] < epochs:
+    while batches.cursor[0] < epochs:
         batch = next(batches)
         found[batch.epoch].append(batch)
     return found
@@ -488,7 +489,7 @@ def take(batches, epochs):
 
 def order_of(batches):
     """The numbers of the sequences of some batches."""
-    return torch.cat([batch.index for batch in batches]).tolist()
+    return torch.cat([batch.sequence_ids for batch in batches]).tolist()
 
 
 def same(one, other):
@@ -501,7 +502,8 @@ def test_sequences_come_once_an_epoch(rows, size):
     batches = make_batches(make_text(*[[9]] * rows), batch_size=size, input_format="doc-sentences")
     for epoch in take(batches, 3):
         order = order_of(epoch)
-        assert len(epoch) == rows // size and all(len(batch.index) == size for batch in epoch)
+        assert len(epoch) == rows // size
+        assert all(len(batch.sequence_ids) == size for batch in epoch)
         assert len(set(order)) == len(order) and set(order) <= set(range(rows))
 
 
@@ -509,7 +511,8 @@ def test_index_is_the_number_of_the_sequence():
     """Would catch: numbers counted by place in the batch, so that masks follow it (trap 12)."""
     text = make_text(*[[9]] * 30)
     for batch in take(make_batches(text, input_format="doc-sentences"), 1)[0]:
-        assert batch.input_ids[:, 1].tolist() == text.tokens[text.bounds[batch.index, 0]].tolist()
+        first = text.tokens[text.bounds[batch.sequence_ids, 0]]
+        assert batch.input_ids[:, 1].tolist() == first.tolist()
 
 
 def test_order_differs_between_epochs_and_seeds():
@@ -533,14 +536,14 @@ def test_restart_goes_on_where_it_was(input_format):
     """Would catch: a resumed run that sees the epoch's first batches again, or another order."""
     text = make_text(*[[4] * 8] * 8)
     batches = make_batches(text, input_format=input_format)
-    positions, seen = [], []
+    cursors, seen = [], []
     for _ in range(25):
-        positions.append(batches.position)
+        cursors.append(batches.cursor)
         seen.append(next(batches))
     assert seen[-1].epoch >= 2
     for place in range(25):
         resumed = make_batches(text, input_format=input_format)
-        resumed.position = positions[place]
+        resumed.cursor = cursors[place]
         assert all(same(next(resumed), batch) for batch in seen[place:])
 
 
@@ -551,7 +554,7 @@ def test_static_masks_lie_on_static_pairs():
     def pairs(masker):
         for epoch in take(make_batches(text, masker, input_format="segment-pair"), 4):
             yield {row.item(): tuple(ids.tolist())
-                   for batch in epoch for row, ids in zip(batch.index, batch.input_ids)}
+                   for batch in epoch for row, ids in zip(batch.sequence_ids, batch.input_ids)}
 
     def agree(one, other):
         return all(other.get(number, ids) == ids for number, ids in one.items())

@@ -19,7 +19,7 @@ import distill  # noqa: E402
 from minibert.config import DistillConfig  # noqa: E402
 from minibert.errors import UserError  # noqa: E402
 from minibert.files.hub import load_pretrained, save_pretrained  # noqa: E402
-from minibert.tokenizer import specials, train_tokenizer  # noqa: E402
+from minibert.tokenizer import special_ids, train_tokenizer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ BOTH = pytest.mark.parametrize("where", ["predicted", "all"])
 def test_both_models_read_the_same_corrupted_input(run, where):
     """Would catch trap 31: a teacher that is given the clean text, or another mask."""
     seen = run("--distill-positions", where)
-    mask_id = specials(seen.tokenizer).mask
+    mask_id = special_ids(seen.tokenizer).mask
     assert len(seen.teacher_calls) == len(seen.student_calls) == 2
     for teacher, student in zip(seen.teacher_calls, seen.student_calls):
         assert teacher.ids is student.ids and (teacher.ids == mask_id).any()
@@ -157,15 +157,15 @@ def noise(values, places):
 def test_predictions_are_compared_by_default(run):
     """Would catch trap 32: comparing everywhere, where the teacher never learned to answer."""
     default, predicted = run(), run("--distill-positions", "predicted")
-    everywhere = run("--distill-positions", "all")
+    all_positions = run("--distill-positions", "all")
     assert DistillConfig(teacher="-").distill_positions == "predicted"
     assert default.log[0]["kl"] == predicted.log[0]["kl"]
     assert default.teacher_calls[0].positions.shape == (8, 2)  # round(0.15 * 16) predictions
-    assert everywhere.teacher_calls[0].positions is None
+    assert all_positions.teacher_calls[0].positions is None
     for term in ("kl", "cos"):
-        assert everywhere.log[0][term] != pytest.approx(default.log[0][term], rel=1e-3)
+        assert all_positions.log[0][term] != pytest.approx(default.log[0][term], rel=1e-3)
     # The hard labels are at the predictions either way.
-    assert everywhere.log[0]["mlm"] == pytest.approx(default.log[0]["mlm"], rel=1e-5)
+    assert all_positions.log[0]["mlm"] == pytest.approx(default.log[0]["mlm"], rel=1e-5)
 
 
 @BOTH
@@ -204,11 +204,11 @@ def test_without_soft_targets_the_teacher_is_not_asked(run):
 
 @BOTH
 def test_accumulation_changes_no_loss(run, where):
-    """Would catch trap 26: the mean of the parts' means, where the parts hold different counts."""
+    """Would catch trap 26: the mean of micro-batches' means, where they hold different counts."""
     whole = run("--distill-positions", where).log[0]
-    parts = run("--distill-positions", where, "--accumulation", "4").log[0]
+    accumulated = run("--distill-positions", where, "--gradient-accumulation-steps", "4").log[0]
     for term in ("loss", "mlm", "kl", "cos", "grad_norm"):
-        assert parts[term] == pytest.approx(whole[term], rel=1e-4), term
+        assert accumulated[term] == pytest.approx(whole[term], rel=1e-4), term
 
 
 def test_a_finished_run_of_other_settings_is_refused(run):

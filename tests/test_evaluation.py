@@ -34,7 +34,7 @@ def test_nearness_to_the_teacher_by_hand():
     model, teacher = MaskedLM(CONFIG, 1).eval(), MaskedLM(CONFIG, 2).eval()
     result = evaluate(model, batch, 16, teacher=teacher)
     log_p, log_q = (one(batch.input_ids, attention_mask=batch.attention_mask,
-                        token_type_ids=batch.token_type_ids, positions=batch.positions)
+                        token_type_ids=batch.token_type_ids, positions=batch.masked_positions)
                     .mlm_logits[:, 0].log_softmax(-1) for one in (teacher, model))
     expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
     assert result["kl_to_teacher"] == pytest.approx(expected, rel=1e-5) and expected > 0.01

@@ -43,7 +43,7 @@ def test_size_is_contradicted_by_one_parameter(monkeypatch):
     assert found["verdict"] == "contradicted" and "10 of 11" in found["found"]
     # Nor does it hold of a student that is as large as its teacher.
     monkeypatch.setattr(exact, "PUBLISHED", {})
-    shapes = exact.ModelConfig.preset.__globals__["SHAPES"]
+    shapes = exact.ModelConfig.preset.__globals__["MODEL_PRESETS"]
     monkeypatch.setitem(shapes, "distilbert-base", shapes["bert-base"])
     assert exact.size()["verdict"] == "contradicted"
 
@@ -53,10 +53,10 @@ def test_size_is_contradicted_by_one_parameter(monkeypatch):
 def test_latency_by_a_made_up_clock(fast, expected, monkeypatch):
     """Catches warm-up rounds that count, a ratio upside down, and a margin that is not looked at:
     the clock says 1 s for each pass of the first encoder and `fast` for the second's."""
-    monkeypatch.setitem(exact.ModelConfig.preset.__globals__["SHAPES"], "bert-base",
+    monkeypatch.setitem(exact.ModelConfig.preset.__globals__["MODEL_PRESETS"], "bert-base",
                         dict(vocab_size=30_000, hidden_size=8, num_attention_heads=2,
                              num_hidden_layers=1, intermediate_size=8))
-    monkeypatch.setitem(exact.ModelConfig.preset.__globals__["SHAPES"], "distilbert-base",
+    monkeypatch.setitem(exact.ModelConfig.preset.__globals__["MODEL_PRESETS"], "distilbert-base",
                         dict(vocab_size=30_000, hidden_size=8, num_attention_heads=2,
                              num_hidden_layers=1, intermediate_size=8))
     calls, now = 0, 0.0

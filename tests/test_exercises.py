@@ -30,14 +30,14 @@ def test_blanks_have_the_signature_of_what_they_replace(piece, module):
 
 
 ANSWER = """
-def soft_target_loss(student_logits, teacher_logits, temperature, real=None, count=None):
+def soft_target_loss(student_logits, teacher_logits, temperature, valid=None, denominator=None):
     p = (teacher_logits.float() / temperature).log_softmax(-1)
     q = (student_logits.float() / temperature).log_softmax(-1)
     each = (p.exp() * (p - q)).sum(-1)
-    if real is not None:
-        each = each.where(real, each.new_zeros(()))
-        count = real.sum() if count is None else count
-    return SQUARE * each.sum() / (max(1, count) if count is not None else each.numel())
+    if valid is not None:
+        each = each.where(valid, each.new_zeros(()))
+        denominator = valid.sum() if denominator is None else denominator
+    return SQUARE * each.sum() / (max(1, denominator) if denominator is not None else each.numel())
 """
 
 

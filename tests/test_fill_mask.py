@@ -9,7 +9,7 @@ import torch
 
 from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
 from minibert.__main__ import main
-from minibert.data import Text
+from minibert.data import TokenizedCorpus
 from minibert.errors import UserError
 from minibert.tokenizer import train_tokenizer
 from minibert.tools.fill_mask import BAR, blanks, fill_mask
@@ -118,8 +118,8 @@ def test_blanks_are_whole_words_of_held_out_sentences(kind, size):
                  " ".join([*words[:6], "alphath", *words[3:7]])]
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in sentences]
     ends = np.cumsum([len(one) for one in ids])
-    text = Text(np.concatenate(ids), np.stack([ends - [len(one) for one in ids], ends], 1),
-                np.array([0, 5]))
+    bounds = np.stack([ends - [len(one) for one in ids], ends], 1)
+    text = TokenizedCorpus(np.concatenate(ids), bounds, np.array([0, 5]))
     found = blanks(text, tokenizer)
     assert sorted(blank.replace("[MASK]", word) for blank, word in found) == sorted(
         [sentences[0], sentences[2]])
@@ -134,7 +134,8 @@ def test_blanks_are_no_pieces_of_byte_level_words():
     sentence = " ".join(["rho iota zeta rho iota zeta", "qqkappa", "rho iota zeta rho"])
     encoded = tokenizer.encode(sentence, add_special_tokens=False)
     middle = encoded.tokens.index("kappa")
-    text = lambda ids: Text(np.array(ids), np.array([[0, len(ids)]]), np.array([0, 1]))
+    text = lambda ids: TokenizedCorpus(np.array(ids), np.array([[0, len(ids)]]),
+                                       np.array([0, 1]))
     inside = encoded.ids[middle - 7:middle + 7]
     assert inside[len(inside) // 2] == encoded.ids[middle]
     assert blanks(text(inside), tokenizer) == []

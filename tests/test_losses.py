@@ -56,7 +56,7 @@ def test_no_predictions_are_a_loss_of_zero():
     nothing, hidden = torch.full((3, 4), IGNORE), draw(3, 4, 6)
     none = torch.zeros(3, 4, dtype=torch.bool)
     for loss, at in ((lambda x: mlm_loss(x, nothing), LOGITS),
-                     (lambda x: mlm_loss(x, nothing, count=0), LOGITS),
+                     (lambda x: mlm_loss(x, nothing, denominator=0), LOGITS),
                      (lambda x: soft_target_loss(x, LOGITS + 1, 2.0, none), draw(3, 4, 9, seed=1)),
                      (lambda x: cosine_loss(x, hidden, none), draw(3, 4, 6, seed=1))):
         assert loss(at) == 0
@@ -78,7 +78,7 @@ def test_nsp_loss_is_the_mean_over_pairs():
     log_p = log_softmax(logits)
     expected = -(log_p[0, 0] + log_p[1, 1] + log_p[2, 1]) / 3
     assert nsp_loss(logits, labels).item() == pytest.approx(expected, rel=1e-6)
-    assert nsp_loss(logits, labels, count=6).item() == pytest.approx(expected / 2, rel=1e-6)
+    assert nsp_loss(logits, labels, denominator=6).item() == pytest.approx(expected / 2, rel=1e-6)
 
 
 def test_both_nsp_classes_teach():
@@ -110,10 +110,10 @@ def test_soft_target_loss_is_a_mean_over_positions():
     assert torch.allclose(soft_target_loss(LOGITS.flatten(0, 1), TEACHER.flatten(0, 1), 2.0), loss)
     double = LOGITS.repeat(1, 2, 1), TEACHER.repeat(1, 2, 1)
     assert torch.allclose(soft_target_loss(*double, 2.0), loss)
-    real = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]]).bool().expand(3, 8)
+    valid = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]]).bool().expand(3, 8)
     padded = [torch.cat([logits, draw(3, 4, 9, seed=3 + i)], 1)
               for i, logits in enumerate((LOGITS, TEACHER))]
-    assert torch.allclose(soft_target_loss(*padded, 2.0, real), loss)
+    assert torch.allclose(soft_target_loss(*padded, 2.0, valid), loss)
 
 
 def test_soft_targets_match_logits_at_high_temperature():
@@ -169,53 +169,53 @@ def test_cosine_loss_is_one_less_the_cosine():
 
 # What all of them share: `real`, `count` and float32
 
-def test_real_picks_the_positions():
+def test_valid_picks_the_positions():
     """Would catch: a mean that counts the positions left out, or a mask the wrong way round."""
-    real = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
+    valid = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
     a, b = draw(3, 4, 6), draw(3, 4, 6, seed=1)
-    assert torch.allclose(soft_target_loss(LOGITS, TEACHER, 2.0, real),
-                          soft_target_loss(LOGITS[real], TEACHER[real], 2.0))
-    assert torch.allclose(cosine_loss(a, b, real), cosine_loss(a[real], b[real]))
+    assert torch.allclose(soft_target_loss(LOGITS, TEACHER, 2.0, valid),
+                          soft_target_loss(LOGITS[valid], TEACHER[valid], 2.0))
+    assert torch.allclose(cosine_loss(a, b, valid), cosine_loss(a[valid], b[valid]))
 
 
-@pytest.mark.parametrize("count", [8, torch.tensor(8)], ids=["int", "tensor"])
-def test_count_is_the_denominator(count):
-    """Would catch: a `count` that is not read, or is multiplied with the part's own number."""
-    real = LABELS != IGNORE  # four places
+@pytest.mark.parametrize("denominator", [8, torch.tensor(8)], ids=["int", "tensor"])
+def test_denominator_is_that_of_the_whole_batch(denominator):
+    """Would catch: a `denominator` that is not read, or is multiplied with the own number."""
+    valid = LABELS != IGNORE  # four places
     hidden = draw(3, 4, 6), draw(3, 4, 6, seed=1)
     for loss in (lambda **given: mlm_loss(LOGITS, LABELS, **given),
-                 lambda **given: soft_target_loss(LOGITS, TEACHER, 2.0, real, **given),
-                 lambda **given: cosine_loss(*hidden, real, **given)):
-        assert torch.allclose(loss(count=count), loss() / 2)
+                 lambda **given: soft_target_loss(LOGITS, TEACHER, 2.0, valid, **given),
+                 lambda **given: cosine_loss(*hidden, valid, **given)):
+        assert torch.allclose(loss(denominator=denominator), loss() / 2)
 
 
-def in_parts(loss, at, rows, count):
-    """Value and gradient of the loss of three rows, one part after the other."""
+def in_micro_batches(loss, at, rows, denominator):
+    """Value and gradient of the loss of three rows, one micro-batch after the other."""
     x = at.clone().requires_grad_()
-    total = sum(loss(x[row:row + 1], row, count) for row in rows)
+    total = sum(loss(x[row:row + 1], row, denominator) for row in rows)
     total.backward()
     return total, x.grad
 
 
-def test_parts_add_up_to_the_whole():
-    """Would catch trap 26: accumulation as the mean of the parts' means, whose counts differ."""
-    real = LABELS != IGNORE  # 1, 3 and 0 in the three rows
+def test_micro_batches_add_up_to_the_whole():
+    """Would catch trap 26: the mean of the micro-batches' means, whose counts differ."""
+    valid = LABELS != IGNORE  # 1, 3 and 0 in the three rows
     hidden = draw(3, 4, 6, seed=1)
     cut = lambda tensor, row: tensor if row is None else tensor[row:row + 1]
     losses = {
-        "mlm": (LOGITS, lambda x, row, count: mlm_loss(x, cut(LABELS, row), count)),
-        "kl": (LOGITS, lambda x, row, count: soft_target_loss(
-            x, cut(TEACHER, row), 2.0, cut(real, row), count)),
-        "cos": (draw(3, 4, 6), lambda x, row, count: cosine_loss(
-            x, cut(hidden, row), cut(real, row), count)),
+        "mlm": (LOGITS, lambda x, row, denominator: mlm_loss(x, cut(LABELS, row), denominator)),
+        "kl": (LOGITS, lambda x, row, denominator: soft_target_loss(
+            x, cut(TEACHER, row), 2.0, cut(valid, row), denominator)),
+        "cos": (draw(3, 4, 6), lambda x, row, denominator: cosine_loss(
+            x, cut(hidden, row), cut(valid, row), denominator)),
     }
     for name, (at, loss) in losses.items():
         whole = loss(at, None, None)
         whole_gradient = gradient(lambda x: loss(x, None, None), at)
-        value, found = in_parts(loss, at, range(3), real.sum())
+        value, found = in_micro_batches(loss, at, range(3), valid.sum())
         torch.testing.assert_close(value, whole)
         torch.testing.assert_close(found, whole_gradient)
-        means, wrong = in_parts(loss, at, range(2), None)  # each part by its own count
+        means, wrong = in_micro_batches(loss, at, range(2), None)  # each by its own count
         assert not torch.allclose(means / 2, whole, rtol=0.01), name
         assert not torch.allclose(wrong / 2, whole_gradient, rtol=0.01), name
 

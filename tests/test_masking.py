@@ -1,10 +1,10 @@
-"""Masks: which tokens are masked, how many, and that only (seed, epoch, index) decides it."""
+"""Masks: which tokens are masked, how many, and that only (seed, epoch, sequence) decides it."""
 import pytest
 import torch
 import torch.nn.functional as F
 
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker, hash_bits, mask_tokens
-from minibert.tokenizer import continuations, specials, train_tokenizer
+from minibert.tokenizer import continuations, special_ids, train_tokenizer
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL = tuple(range(5))
 VOCAB = 50
@@ -21,10 +21,10 @@ def make_ids(rows, length, padding=0):
     return ids
 
 
-def mask(ids, index=None, epoch=0, **changes):
+def mask(ids, sequence_ids=None, epoch=0, **changes):
     """`mask_tokens` with this file's settings; the rows are numbers 0, 1, 2 ... if not told."""
-    index = torch.arange(len(ids)) if index is None else torch.tensor(index)
-    return mask_tokens(ids, index, epoch=epoch, **{**SETTINGS, **changes})
+    sequence_ids = torch.arange(len(ids)) if sequence_ids is None else torch.tensor(sequence_ids)
+    return mask_tokens(ids, sequence_ids, epoch=epoch, **{**SETTINGS, **changes})
 
 
 def same(one, other):
@@ -197,10 +197,10 @@ def test_labels_are_the_original_tokens():
 def test_input_is_left_as_it_is():
     """Would catch: masking in place, so that each epoch hides more of the text (trap 15)."""
     ids = make_ids(50, 40)
-    before, index = ids.clone(), torch.arange(50)
-    mask_tokens(ids, index, epoch=0, **SETTINGS)
-    mask_tokens(ids, index, epoch=0, **SETTINGS, continues=torch.arange(VOCAB) > 25)
-    assert torch.equal(ids, before) and torch.equal(index, torch.arange(50))
+    before, sequence_ids = ids.clone(), torch.arange(50)
+    mask_tokens(ids, sequence_ids, epoch=0, **SETTINGS)
+    mask_tokens(ids, sequence_ids, epoch=0, **SETTINGS, continues=torch.arange(VOCAB) > 25)
+    assert torch.equal(ids, before) and torch.equal(sequence_ids, torch.arange(50))
 
 
 # The same or new masks.
@@ -208,19 +208,19 @@ def test_input_is_left_as_it_is():
 
 def test_dynamic_masks_are_all_different():
     """Would catch: "dynamic" masks that are made once and repeat (trap 11)."""
-    ids, index = make_ids(8, 60), torch.arange(8)
-    seen = [DynamicMasker()(ids, index, epoch=epoch, **SETTINGS) for epoch in range(30)]
+    ids, sequence_ids = make_ids(8, 60), torch.arange(8)
+    seen = [DynamicMasker()(ids, sequence_ids, epoch=epoch, **SETTINGS) for epoch in range(30)]
     for row in range(8):
         assert len({tuple(positions[row].tolist()) for _, positions, _ in seen}) == 30
-    again = DynamicMasker()(ids, index, epoch=3, **SETTINGS)  # a replay, as after a resume
+    again = DynamicMasker()(ids, sequence_ids, epoch=3, **SETTINGS)  # a replay, as after a resume
     assert same(again, seen[3])
 
 
 @pytest.mark.parametrize("k", [1, 4, 10])
 def test_static_masks_repeat(k):
     """Would catch: "static" masks drawn anew, fewer or more than k, or another period (trap 13)."""
-    ids, index, masker = make_ids(4, 60), torch.arange(4), StaticMasker(k)
-    seen = [masker(ids, index, epoch=epoch, **SETTINGS) for epoch in range(3 * k)]
+    ids, sequence_ids, masker = make_ids(4, 60), torch.arange(4), StaticMasker(k)
+    seen = [masker(ids, sequence_ids, epoch=epoch, **SETTINGS) for epoch in range(3 * k)]
     for epoch in range(2 * k):
         assert same(seen[epoch], seen[epoch + k])
     for row in range(4):
@@ -229,8 +229,8 @@ def test_static_masks_repeat(k):
 
 def test_copies_that_the_pairs_follow():
     """Would catch: static masks on pairs that change, dynamic ones on fixed pairs (trap 13)."""
-    assert [StaticMasker(3).copy(epoch) for epoch in range(7)] == [0, 1, 2, 0, 1, 2, 0]
-    assert [DynamicMasker().copy(epoch) for epoch in range(4)] == [0, 1, 2, 3]
+    assert [StaticMasker(3).dupe(epoch) for epoch in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert [DynamicMasker().dupe(epoch) for epoch in range(4)] == [0, 1, 2, 3]
     assert StaticMasker().masks == 10
 
 
@@ -257,11 +257,11 @@ def test_mask_does_not_depend_on_the_padded_length():
 def test_seed_epoch_and_index_matter():
     """Would catch: a key left out: all rows, epochs or seeds alike (trap 11, trap 12)."""
     row = make_ids(1, 60)
-    seen = {tuple(mask(row, [index], epoch, seed=seed)[1][0].tolist())
-            for seed in range(5) for epoch in range(5) for index in range(5)}
+    seen = {tuple(mask(row, [sequence_ids], epoch, seed=seed)[1][0].tolist())
+            for seed in range(5) for epoch in range(5) for sequence_ids in range(5)}
     assert len(seen) == 125
-    kinds = {tuple((mask(row, [index], epoch, seed=seed, rate=1.0)[0] == MASK)[0].tolist())
-             for seed in range(5) for epoch in range(5) for index in range(5)}
+    kinds = {tuple((mask(row, [sequence_ids], epoch, seed=seed, rate=1.0)[0] == MASK)[0].tolist())
+             for seed in range(5) for epoch in range(5) for sequence_ids in range(5)}
     assert len(kinds) == 125  # at rate 1 all are chosen: here the draw of what to show must differ
 
 
@@ -269,8 +269,8 @@ def test_random_words_are_drawn_anew():
     """Would catch: one random word at a position in all rows, epochs or runs (trap 11, trap 12)."""
     row = torch.full((1, 3000), 7)
     first = mask(row, [0], rate=1.0, vocab_size=1000)[0]
-    for changes in (dict(index=[1]), dict(epoch=1), dict(seed=1)):
-        other = mask(row, **{"index": [0], "rate": 1.0, "vocab_size": 1000, **changes})[0]
+    for changes in (dict(sequence_ids=[1]), dict(epoch=1), dict(seed=1)):
+        other = mask(row, **{"sequence_ids": [0], "rate": 1.0, "vocab_size": 1000, **changes})[0]
         both = (first > 7) & (other > 7)  # about thirty random words at the same positions
         assert both.sum() > 10 and (first[both] != other[both]).float().mean() > 0.9
 
@@ -404,7 +404,7 @@ def test_whole_words_of_both_tokenizers(kind, vocab_size):
     """Would catch: byte-level BPE's marks, which start a word, read like WordPiece's (trap 42)."""
     sentence = "an unbelievably long afternoon passed over the unremarkable northern harbour town"
     tokenizer = train_tokenizer(lambda: [sentence] * 3, kind, vocab_size)
-    encoding, special = tokenizer.encode(sentence), specials(tokenizer)
+    encoding, special = tokenizer.encode(sentence), special_ids(tokenizer)
     ids = torch.tensor([encoding.ids] * 300)
     assert len(encoding.ids) > 3 + len(sentence.split())  # there are words of several pieces
     _, positions, labels = mask_tokens(

@@ -38,7 +38,7 @@ def losses(out):
             if "mlm" in line]
 
 
-@pytest.mark.parametrize("script, flags", [("train_bert", ["--accumulation", "2"])])
+@pytest.mark.parametrize("script, flags", [("train_bert", ["--gradient-accumulation-steps", "2"])])
 def test_two_processes_train_as_one(script, flags, toy_text, tmp_path, run_script):
     """Catches gradients averaged that should be summed, rows seen twice or never, counts of one
     process's rows, and two processes that write one file."""

@@ -18,11 +18,11 @@ from minibert.data import Batch, Batches
 from minibert.errors import UserError, run_cli
 from minibert.evaluation import evaluate, evaluation_set
 from minibert.files.corpus import prepare
-from minibert.files.run_folder import written_aside
+from minibert.files.run_folder import atomic_write
 from minibert.losses import mlm_loss
 from minibert.masking import IGNORE, DynamicMasker, mask_tokens
 from minibert.model import Block, MaskedLM
-from minibert.tokenizer import specials
+from minibert.tokenizer import special_ids
 from minibert.training import Training, learning_rate, optimizer_groups
 
 RUN = RunConfig(out="-", steps=100, warmup=0.1, learning_rate=1e-3)
@@ -36,14 +36,14 @@ CONFIG = ModelConfig(vocab_size=120, hidden_size=16, num_hidden_layers=2, num_at
 def test_trap_23_weight_decay_groups():
     """Catches LayerNorms picked by name, decayed biases, a tied weight that is in both groups."""
     model = MaskedLM(CONFIG)
-    decayed, kept = optimizer_groups(model, 0.01)
+    decay, no_decay = optimizer_groups(model, 0.01)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = [names[id(p)] for group in (decayed, kept) for p in group["params"]]
+    found = [names[id(p)] for group in (decay, no_decay) for p in group["params"]]
     assert sorted(found) == sorted(names.values())
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.01, 0.0)
-    kept_names = {names[id(p)] for p in kept["params"]}
-    assert kept_names == {n for n in names.values() if "norm" in n or n.endswith("bias")}
-    assert "encoder.embeddings.word.weight" not in kept_names
+    assert (decay["weight_decay"], no_decay["weight_decay"]) == (0.01, 0.0)
+    no_decay_names = {names[id(p)] for p in no_decay["params"]}
+    assert no_decay_names == {n for n in names.values() if "norm" in n or n.endswith("bias")}
+    assert "encoder.embeddings.word.weight" not in no_decay_names
 
 
 def test_trap_24_bias_correction_is_the_departure_we_name():
@@ -80,10 +80,11 @@ def test_trap_25_schedule():
     assert max(steps_up) == pytest.approx(1e-4) and max(steps_down) == pytest.approx(1e-3 / 90)
 
 
-def test_trap_25_rate_moves_once_an_update(toy_text, tmp_path, run_script):
-    """Catches a schedule that moves with every part of an update."""
+def test_trap_25_rate_moves_once_a_step(toy_text, tmp_path, run_script):
+    """Catches a schedule that moves with every micro-batch."""
     for count in (1, 4):
-        run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--accumulation", count,
+        run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text,
+                   "--gradient-accumulation-steps", count,
                    "--out", tmp_path / str(count))
     rates = [[line["learning_rate"] for line in log(tmp_path / count) if "loss" in line]
              for count in ("1", "4")]
@@ -111,23 +112,24 @@ def test_gradients_are_clipped(limit, toy_text, tmp_path, run_script, monkeypatc
 def test_trap_39_tokens_are_no_padding(toy_text, tmp_path, run_script):
     """Catches a budget in which padding counts: a run would look longer than it is."""
     run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    run = RunConfig(**about["settings"])
+    metadata = json.loads((tmp_path / "run" / "run.json").read_text())
+    run = RunConfig(**metadata["settings"])
     tokenizer, text, _, _ = prepare(run.corpus, run.tokenizer, 70)
-    batches = Batches(text, run, specials(tokenizer), "cpu", DynamicMasker().copy)
+    batches = Batches(text, run, special_ids(tokenizer), "cpu", DynamicMasker().dupe)
     tokens = sum(int((next(batches).input_ids != 0).sum()) for _ in range(12))
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["tokens"] == log(tmp_path / "run")[-2]["tokens"] == tokens < 12 * 8 * 16
 
 
 def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
-    """Catches means of means, and gradients left over from an update before."""
+    """Catches means of means, and gradients left over from a step before."""
     flags = [*BUDGET, *TOY, "--hidden-dropout-prob", "0", "--corpus", toy_text,
              "--attention-probs-dropout-prob", "0",
              # Parts of very different counts and losses, or their mean would hardly differ.
              "--mask-rate", "0.5", "--short-seq-prob", "0.9", "--initializer-range", "0.5"]
     for count in (1, 4):
-        run_script("train_bert", *flags, "--accumulation", count, "--out", tmp_path / str(count))
+        run_script("train_bert", *flags, "--gradient-accumulation-steps", count,
+                   "--out", tmp_path / str(count))
     one, four = log(tmp_path / "1"), log(tmp_path / "4")
     for a, b in zip(one, four):
         if "loss" in a:
@@ -137,22 +139,24 @@ def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in pairs)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_parts_cover_the_update(world):
-    """Catches a part that is lost, doubled or misaligned with its labels, in each process."""
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_micro_batches_cover_the_batch(world_size):
+    """Catches rows that are lost, doubled or misaligned with their labels, in each process."""
     rows = torch.arange(8).view(8, 1)
     batch = Batch(rows, rows, rows, rows[:, 0], rows[:, 0], 5, rows, rows)
     cut = []
-    for rank in range(world):
-        mine = list(Training.parts(SimpleNamespace(run=SimpleNamespace(accumulation=4 // world),
-                                                   rank=rank, world=world), batch))
-        assert len(mine) == 4 // world
+    for rank in range(world_size):
+        run = SimpleNamespace(gradient_accumulation_steps=4 // world_size)
+        mine = list(Training.micro_batches(
+            SimpleNamespace(run=run, rank=rank, world_size=world_size), batch))
+        assert len(mine) == 4 // world_size
         cut += mine
-    for part in cut:
-        assert len(part.index) == 2 and part.epoch == 5
-        assert all(torch.equal(value.flatten(), part.index) for value in part
-                   if value is not part.epoch)
-    assert torch.cat([part.index for part in cut]).sort().values.tolist() == [*range(8)]
+    for micro_batch in cut:
+        assert len(micro_batch.sequence_ids) == 2 and micro_batch.epoch == 5
+        assert all(torch.equal(value.flatten(), micro_batch.sequence_ids) for value in micro_batch
+                   if value is not micro_batch.epoch)
+    seen = torch.cat([micro_batch.sequence_ids for micro_batch in cut])
+    assert seen.sort().values.tolist() == [*range(8)]
 
 
 def test_compiled_blocks_train_alike(toy_text, tmp_path, run_script, monkeypatch):
@@ -235,7 +239,7 @@ def test_trap_37_hash_sees_every_part(held_out):
     model = MaskedLM(CONFIG)
     batch = evaluation_set(text, "full-sentences", run, tokenizer, "cpu")
     hashes = {evaluate(model, batch)["hash"]}
-    for part in (batch.input_ids, batch.positions, batch.labels):
+    for part in (batch.input_ids, batch.masked_positions, batch.labels):
         part[0, 0] += 1
         hashes.add(evaluate(model, batch)["hash"])
     assert len(hashes) == 4
@@ -264,8 +268,9 @@ def test_run_folder_holds_what_a_reader_needs(toy_text, tmp_path, run_script):
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert files == {"run.json", "log.jsonl", "metrics.json", "config.json", "pytorch_model.bin",
                      "tokenizer.json", "tokenizer_config.json"}
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert {"settings", "model", "corpus", "versions", "machine", "commit"} <= about.keys()
+    metadata = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {"settings", "model", "corpus_fingerprint", "versions", "machine",
+            "commit"} <= metadata.keys()
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     lines = [line for line in log(tmp_path / "run") if "loss" in line]
     assert [line["step"] for line in lines] == [3, 6, 9, 12]
@@ -294,8 +299,8 @@ def test_edited_code_is_not_passed_off_as_the_same(toy_text, tmp_path, run_scrip
     run_script("train_roberta", *flags)
     run_script("train_roberta", *flags)
     assert "other code" not in capsys.readouterr().err
-    about = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**about, "code": "0123456789ab"}))
+    metadata = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**metadata, "code": "0123456789ab"}))
     run_script("train_roberta", *flags)
     assert "1 of 1 runs there" in capsys.readouterr().err
 
@@ -455,7 +460,7 @@ class FullDisk:
 
 def test_disk_full_inside_torch(tmp_path):
     """Catches the RuntimeError that torch's writer makes of a full disk: a traceback for a user."""
-    with pytest.raises(OSError, match="No space"), written_aside(tmp_path / "a"):
+    with pytest.raises(OSError, match="No space"), atomic_write(tmp_path / "a"):
         torch.save({"weight": torch.zeros(1000)}, FullDisk())
     assert not list(tmp_path.iterdir())
 

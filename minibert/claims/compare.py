@@ -25,11 +25,11 @@ from minibert.claims.exact import EXACT, forward_seconds
 from minibert.claims.judge import arms_of, interval, judge_claim, metrics_of
 from minibert.config import (DistillConfig, ModelConfig, RunConfig, parse_flags, pick_device,
                              pick_preset)
-from minibert.data import Text, make_sequences
+from minibert.data import TokenizedCorpus, make_sequences
 from minibert.errors import UserError
 from minibert.files.corpus import prepare
 from minibert.files.hub import load_pretrained
-from minibert.files.run_folder import ROOT, machine, warn_of_other_code, written_aside
+from minibert.files.run_folder import ROOT, atomic_write, machine, warn_of_other_code
 from minibert.tools.fill_mask import blanks, fill_mask
 
 
@@ -58,7 +58,7 @@ class Run:
 
 
 def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], folder: Path,
-         text: Text, corpus: str) -> dict[tuple[Arm, int], Run]:
+         text: TokenizedCorpus, corpus: str) -> dict[tuple[Arm, int], Run]:
     """Every run that the claims need, teachers before students; an arm of two claims is one run.
 
     flags: what all runs share (corpus, preset). corpus: its fingerprint, for the folder's name:
@@ -121,10 +121,10 @@ def shape_flags(grid: Grid) -> list[str]:
     return ["--num-hidden-layers", str(grid.layers), *grid.shape.split()]
 
 
-def tokens_in_a_sequence(run: RunConfig, text: Text) -> float:
+def tokens_in_a_sequence(run: RunConfig, text: TokenizedCorpus) -> float:
     """How many tokens of a sequence are no padding, on average: formats differ in that."""
     spans = make_sequences(text.fraction(run.data_fraction), run.input_format, run.seq_length,
-                           seed=0, copy=0, short_seq_prob=run.short_seq_prob)
+                           seed=0, dupe=0, short_seq_prob=run.short_seq_prob)
     a, b = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
     return float((a + b + 2 + (b > 0)).mean())
 
@@ -229,8 +229,9 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     interval([0.0] * seeds)  # too few seeds are said before the first run, not after the last
     claims = tuple(claim for claim in CLAIMS if claim.id in chosen)
     flags = ["--corpus", corpus, "--preset", preset]
-    run, shape = read_flags("train_roberta", [*flags, *grid.flags.split(), *shape_flags(grid)])
-    tokenizer, text, held_out, fingerprint = prepare(corpus, run.tokenizer, shape.vocab_size)
+    run, base_config = read_flags("train_roberta", [*flags, *grid.flags.split(),
+                                                    *shape_flags(grid)])
+    tokenizer, text, held_out, fingerprint = prepare(corpus, run.tokenizer, base_config.vocab_size)
     runs = plan(claims, grid, range(seeds), flags, ROOT / "runs" / name, text, fingerprint)
     warn_of_other_code([run.out for run in runs.values() if run.done])
     run_all(list(runs.values()), jobs or (1 if device == "cuda" else os.cpu_count() or 1))
@@ -254,7 +255,7 @@ def compare(preset: str, corpus: str, name: str, seeds: int = 3, only: str = "",
 
 def write_logs(runs: list[Run], path: Path) -> None:
     """Every line of every run's log in one file, each with its arm and seed before it."""
-    with written_aside(path) as aside, open(aside, "w", encoding="utf-8") as out:
+    with atomic_write(path) as aside, open(aside, "w", encoding="utf-8") as out:
         for run in runs:
             for line in (run.out / "log.jsonl").open(encoding="utf-8"):
                 out.write(json.dumps({"arm": run.arm.name, "seed": run.seed, **json.loads(line)})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minibert.claims.figures import CURVES, draw, draw_curves, draw_speed, draw_verdicts, losses
-from minibert.files.run_folder import write_json, written_aside
+from minibert.files.run_folder import atomic_write, write_json
 from minibert.tools.table import FLOORS
 
 
@@ -42,7 +42,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
         for name, draw_it in figures.items():
             draw_it(folder / f"{name}.png")
         drawn = list(figures)
-    with written_aside(folder / "report.md") as aside:
+    with atomic_write(folder / "report.md") as aside:
         aside.write_text(report(results, drawn, speed), encoding="utf-8")
 
 

@@ -1,9 +1,12 @@
 """Prepared corpora: `--corpus NAME|PATH` becomes a tokenizer and token arrays on disk, once."""
+import gzip
 import hashlib
+import lzma
 import os
 import shutil
 import subprocess
 import sys
+import zlib
 from array import array
 from collections.abc import Iterator
 from itertools import accumulate
@@ -13,41 +16,43 @@ from typing import BinaryIO
 import numpy as np
 from tokenizers import Tokenizer
 
-from minibert.data import SENTENCE_END, Text, read_documents, sentences_of, text_files, tokenize
+from minibert.data import SENTENCE_END, TokenizedCorpus, sentences_of, tokenize
 from minibert.errors import UserError
 from minibert.masking import hash_bits
 from minibert.tokenizer import load_tokenizer, train_tokenizer
 
 DATA = Path(__file__).resolve().parents[2] / "data"
+OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
 HELD_OUT = 0.08  # share of the documents that no run trains on
 VOCABULARY_TEXT = 20_000_000  # characters that a vocabulary is learned from: a sample, if need be
 
 
 def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
-            tokenizer: Tokenizer | None = None) -> tuple[Tokenizer, Text, Text, str]:
+            tokenizer: Tokenizer | None = None
+            ) -> tuple[Tokenizer, TokenizedCorpus, TokenizedCorpus, str]:
     """The corpus as the tokenizer, the training text, the held-out text and a fingerprint.
 
     corpus: the name of a script in data/, or a path. tokenizer: None trains one of this kind and
     size on the training text. What was prepared before is read, as long as neither text nor
     tokenizer changed. Raises UserError when there is no such text, or too little of it.
     """
-    path = text_of(corpus)
+    path = corpus_path(corpus)
     fingerprint = _fingerprint(path, tokenizer.to_str() if tokenizer else f"{kind} {vocab_size}")
     prepared = Path(os.environ.get("MINIBERT_PREPARED", DATA / "prepared"))
     folder = prepared / f"{path.name.split('.')[0]}-{fingerprint[:12]}"
     if not folder.exists():
-        aside = folder.with_name(f"{folder.name}.{os.getpid()}")
-        aside.mkdir(parents=True)
+        temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
+        temporary.mkdir(parents=True)
         try:
-            _prepare(path, aside, kind, vocab_size, tokenizer)
-            aside.rename(folder)
+            _prepare(path, temporary, kind, vocab_size, tokenizer)
+            temporary.rename(folder)
         except OSError:
             if not folder.exists():  # another run was faster; its arrays are the same
                 raise
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return (load_tokenizer(folder / "tokenizer.json"), load_text(folder, "train"),
-            load_text(folder, "held-out"), fingerprint)
+            shutil.rmtree(temporary, ignore_errors=True)
+    return (load_tokenizer(folder / "tokenizer.json"), load_corpus(folder, "train"),
+            load_corpus(folder, "held-out"), fingerprint)
 
 
 def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
@@ -72,7 +77,7 @@ def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
 
 def _write_arrays(documents: Iterator[tuple[list[int], list[int]]], folder: Path,
                   order: np.ndarray, held_out: int, dtype: type) -> None:
-    """Write what `tokenize` yields as two Texts: "held-out", the first of `order`, and "train".
+    """Write what `tokenize` yields as two corpora: "held-out", the first of `order`, and "train".
 
     order: (documents,) int64, a permutation. The tokens pass through a file, not the memory.
     """
@@ -87,13 +92,13 @@ def _write_arrays(documents: Iterator[tuple[list[int], list[int]]], folder: Path
             staged.write(np.array(tokens, dtype).tobytes())
     counts, sizes = np.array(counts, np.int64), np.array(sizes, np.int64)
     firsts, starts = counts.cumsum() - counts, sizes.cumsum() - sizes
-    for part, chosen in (("held-out", order[:held_out]), ("train", order[held_out:])):
+    for split, chosen in (("held-out", order[:held_out]), ("train", order[held_out:])):
         chosen = chosen[counts[chosen] > 0]
         if not len(chosen):
             raise UserError("too few documents hold any text; add some, with a blank line between")
         with open(folder / "staged", "rb") as staged, \
-                open(folder / f"{part}.tokens.npy", "wb") as tokens, \
-                open(folder / f"{part}.bounds.npy", "wb") as bounds:
+                open(folder / f"{split}.tokens.npy", "wb") as tokens, \
+                open(folder / f"{split}.bounds.npy", "wb") as bounds:
             _npy_header(tokens, dtype, int(sizes[chosen].sum()))
             _npy_header(bounds, np.dtype(np.int64), int(counts[chosen].sum()), 2)
             written = 0
@@ -105,7 +110,7 @@ def _write_arrays(documents: Iterator[tuple[list[int], list[int]]], folder: Path
                 ends = written + own.cumsum()
                 bounds.write(np.stack([ends - own, ends], 1).tobytes())
                 written += sizes[document]
-        np.save(folder / f"{part}.documents.npy", np.append(0, counts[chosen].cumsum()))
+        np.save(folder / f"{split}.documents.npy", np.append(0, counts[chosen].cumsum()))
     (folder / "staged").unlink()
 
 
@@ -115,9 +120,10 @@ def _npy_header(file: BinaryIO, dtype: np.dtype, *shape: int) -> None:
                                                 "shape": shape})
 
 
-def load_text(folder: Path, part: str) -> Text:
-    """The "train" or "held-out" part of what `_write_arrays` wrote; the arrays stay on disk."""
-    return Text(*(np.load(folder / f"{part}.{name}.npy", mmap_mode="r") for name in Text._fields))
+def load_corpus(folder: Path, split: str) -> TokenizedCorpus:
+    """The "train" or "held-out" split of what `_write_arrays` wrote; the arrays stay on disk."""
+    return TokenizedCorpus(*(np.load(folder / f"{split}.{name}.npy", mmap_mode="r")
+                             for name in TokenizedCorpus._fields))
 
 
 def document_order(count: int) -> np.ndarray:
@@ -130,7 +136,7 @@ def held_out_documents(count: int) -> set[int]:
     return set(document_order(count)[:max(2, round(HELD_OUT * count))].tolist())
 
 
-def text_of(corpus: str) -> Path:
+def corpus_path(corpus: str) -> Path:
     """The file or folder of a corpus; a name's script in data/ makes it where it is not there."""
     names = {file.stem for file in DATA.glob("*.py")
              if file.stem != "download" and not file.stem.startswith("tasks_")}
@@ -145,6 +151,36 @@ def text_of(corpus: str) -> Path:
     if not text_files(path):
         raise UserError(f"{path} holds no .txt, .gz or .xz file; name a folder that does")
     return path
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file itself, or a folder's .txt, .gz and .xz files in order of name."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix in OPENERS and file.is_file())
+
+
+def read_documents(path: Path) -> Iterator[list[str]]:
+    """The documents of a text file or a folder of them, each as its lines; a blank line ends one.
+
+    Raises UserError when a file is not UTF-8 or cut short.
+    """
+    for file in text_files(path):
+        document: list[str] = []
+        try:
+            with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8-sig") as lines:
+                for line in lines:
+                    if line := line.strip():
+                        document.append(line)
+                    elif document:
+                        yield document
+                        document = []
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not UTF-8 ({error.reason}); convert it first") from None
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+            raise UserError(f"{file} cannot be unpacked ({error}); copy it again") from None
+        if document:
+            yield document
 
 
 def run_data_script(name: str, *arguments: str) -> None:

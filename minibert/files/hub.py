@@ -17,7 +17,7 @@ from minibert.config import ModelConfig
 from minibert.errors import UserError
 from minibert.files.run_folder import write_json
 from minibert.model import MaskedLM
-from minibert.tokenizer import load_tokenizer, specials
+from minibert.tokenizer import load_tokenizer, special_ids
 
 _BERT_ENCODER = {
     "encoder.embeddings.word": "embeddings.word_embeddings",
@@ -102,7 +102,7 @@ def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -
     architecture = "BertForPreTraining" if config.next_sentence else {
         "bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM",
         "distilbert": "DistilBertForMaskedLM"}[config.model_type]
-    special = specials(tokenizer)
+    special = special_ids(tokenizer)
     fields |= {"architectures": [architecture], "tie_word_embeddings": True,
                "bos_token_id": special.cls, "eos_token_id": special.sep}
     if config.model_type == "distilbert":
@@ -129,7 +129,7 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
                         "the run that it was made from")
     theirs = _read_weights(folder)
     config = _read_config(folder, "cls.seq_relationship.weight" in theirs)
-    model = shell(lambda: MaskedLM(config), config, theirs, folder)
+    model = build_on_meta(lambda: MaskedLM(config), config, theirs, folder)
     decoder = _DECODERS[config.model_type]
     ignored = {f"{decoder}.weight", f"{decoder}.bias", "bert.embeddings.position_ids",
                "roberta.embeddings.position_ids", "roberta.pooler.dense.weight",
@@ -160,8 +160,8 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     return model, tokenizer
 
 
-def shell(make: Callable[[], nn.Module], config: ModelConfig, weights: dict[str, Tensor],
-          folder: str | Path) -> nn.Module:
+def build_on_meta(make: Callable[[], nn.Module], config: ModelConfig,
+                  weights: dict[str, Tensor], folder: str | Path) -> nn.Module:
     """What `make` makes of a stranger's config, without memory: the file's tensors become weights.
 
     Raises UserError when the config asks for more layers than there are weights, or sizes that no

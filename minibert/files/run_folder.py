@@ -28,17 +28,17 @@ TRAINS = ("*.py", "minibert/*.py", "minibert/files/*.py", "minibert/tasks/*.py")
 NOT_COMPARED = ("out", "device")  # settings in which a run may differ from when it was started
 
 
-def finished(run: RunConfig, about: dict[str, Any]) -> bool:
+def finished(run: RunConfig, metadata: dict[str, Any]) -> bool:
     """Whether the run folder holds this very run, done; says so. Raises UserError if another's."""
     done = (Path(run.out) / "metrics.json").exists()
     if done:
-        _compare(run, about)
+        _compare(run, metadata)
         print(f"{run.out}: finished before; nothing to do", flush=True)
         warn_of_other_code([Path(run.out)])
     return done
 
 
-def open_run(run: RunConfig, about: dict[str, Any]) -> IO:
+def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
     """Make the run folder with its run.json, or check that the one there is of the same run.
 
     Returns an open file, locked: as long as it is open no other process can train there. Raises
@@ -46,31 +46,31 @@ def open_run(run: RunConfig, about: dict[str, Any]) -> IO:
     """
     out = Path(run.out)
     if (out / "run.json").exists():
-        _compare(run, about)
+        _compare(run, metadata)
         warn_of_other_code([out])
     else:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is there and is no run folder; name another with --out")
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "run.json", {"settings": dataclasses.asdict(run), **about, **machine()})
-    held = open(out / ".lock", "w")  # a file that nobody else opens: closing it gives up the lock
+        write_json(out / "run.json", {"settings": dataclasses.asdict(run), **metadata, **machine()})
+    lock = open(out / ".lock", "w")  # a file that nobody else opens: closing it gives up the lock
     try:
         if fcntl:
-            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process gives it back
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a killed process gives it back
     except (BlockingIOError, PermissionError):  # what POSIX allows to be said of a held lock
         raise UserError(f"another process is training in {out}; wait for it, or name another "
                         "folder with --out") from None
-    return held
+    return lock
 
 
-def _compare(run: RunConfig, about: dict[str, Any]) -> None:
+def _compare(run: RunConfig, metadata: dict[str, Any]) -> None:
     path = Path(run.out) / "run.json"
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete the folder to start anew") \
             from None
-    here = json.loads(json.dumps({"settings": dataclasses.asdict(run), **about}))
+    here = json.loads(json.dumps({"settings": dataclasses.asdict(run), **metadata}))
     for group, values in here.items():
         before = there.get(group)
         if not isinstance(values, dict) or not isinstance(before, dict):
@@ -117,20 +117,20 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place only when it is whole and on disk."""
-    aside = path.with_name(path.name + ".part")
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A file to write next to `path`, which takes its place only when it is whole and on disk."""
+    temporary = path.with_name(path.name + ".part")
     try:
-        yield aside
-        with open(aside, "rb") as written:
+        yield temporary
+        with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except RuntimeError as error:  # torch's writer hides what the file system said
         raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from minibert.config import FinetuneConfig, ModelConfig, RunConfig, pick_device
 from minibert.errors import UserError
-from minibert.files.hub import load_pretrained, read_tensors, shell
+from minibert.files.hub import build_on_meta, load_pretrained, read_tensors
 from minibert.files.run_folder import write_json
 from minibert.losses import soft_target_loss
 from minibert.masking import hash_bits
 from minibert.model import Encoder, initialize
 from minibert.tasks.tasks import TaskData, load_task
-from minibert.tokenizer import load_tokenizer, specials
+from minibert.tokenizer import load_tokenizer, special_ids
 from minibert.training import learning_rate, optimizer_groups
 
 
@@ -70,8 +70,8 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
     encode = encoder_of(tokenizer, min(tune.max_length, config.max_length), device)
     soft, beside = None, {}
     if tune.teacher:
-        teacher, its_tokenizer, about = load_classifier(tune.teacher)
-        classes = about["classes"]
+        teacher, its_tokenizer, metadata = load_classifier(tune.teacher)
+        classes = metadata["classes"]
         if classes != data.classes or not classes:
             raise UserError(f"the teacher {tune.teacher} tells {', '.join(classes) or 'values'} "
                             f"apart, {tune.task} has {', '.join(data.classes) or 'values'}; use a "
@@ -186,7 +186,7 @@ def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Ten
 
 def encoder_of(tokenizer: Tokenizer, max_length: int, device: str) -> Callable:
     """From rows of one or two texts to padded inputs of a model, each cut to max_length."""
-    pad = specials(tokenizer).pad
+    pad = special_ids(tokenizer).pad
     tokenizer.enable_truncation(max_length)
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
 
@@ -214,9 +214,10 @@ def load_classifier(folder: str) -> tuple[SequenceClassifier, Tokenizer, dict]:
     """
     path = Path(folder)
     try:
-        about = json.loads((path / "classifier.json").read_text(encoding="utf-8"))
-        config, classes = ModelConfig(**about["model"]), [str(name) for name in about["classes"]]
-        about |= {name: int(about[name]) for name in ("texts", "max_length")}
+        metadata = json.loads((path / "classifier.json").read_text(encoding="utf-8"))
+        config = ModelConfig(**metadata["model"])
+        classes = [str(name) for name in metadata["classes"]]
+        metadata |= {name: int(metadata[name]) for name in ("texts", "max_length")}
     except FileNotFoundError:
         raise UserError(f"{folder} has no classifier; make one with python -m minibert finetune") \
             from None
@@ -224,13 +225,14 @@ def load_classifier(folder: str) -> tuple[SequenceClassifier, Tokenizer, dict]:
         raise UserError(f"{path}/classifier.json cannot be used ({error}); fine-tune again") \
             from None
     weights = read_tensors(path / "classifier.pt")
-    model = shell(lambda: SequenceClassifier(config, len(classes) or 1), config, weights, folder)
+    model = build_on_meta(lambda: SequenceClassifier(config, len(classes) or 1), config, weights,
+                          folder)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise UserError(f"{path}/classifier.pt does not fit classifier.json "
                         f"({str(error).splitlines()[-1].strip()}); fine-tune again") from None
-    return model, load_tokenizer(path / "tokenizer.json"), about
+    return model, load_tokenizer(path / "tokenizer.json"), metadata
 
 
 def classify(folder: str, texts: list[tuple[str, ...]]) -> str:
@@ -240,14 +242,14 @@ def classify(folder: str, texts: list[tuple[str, ...]]) -> str:
     """
     if not texts:
         raise UserError("there is no text to judge; give one, or lines on stdin")
-    model, tokenizer, about = load_classifier(folder)
-    count, classes = about["texts"], about["classes"]
+    model, tokenizer, metadata = load_classifier(folder)
+    count, classes = metadata["texts"], metadata["classes"]
     for row in texts:
         if len(row) != count:
             raise UserError(f"{folder} judges {count} text{'s' * (count > 1)} at a "
                             f"time, not {len(row)}; give a pair as two arguments, or as a line "
                             "with a tab between them")
-    encode = encoder_of(tokenizer, min(about["max_length"], model.config.max_length), "cpu")
+    encode = encoder_of(tokenizer, min(metadata["max_length"], model.config.max_length), "cpu")
     logits = predict(model, encode, texts)
     if not classes:
         return "\n".join(f"{' | '.join(row)}\n  {value:.3f}"

@@ -21,18 +21,18 @@ import torch
 from torch import nn
 
 from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device
-from minibert.data import Batches, Text
+from minibert.data import Batches, TokenizedCorpus
 from minibert.errors import UserError
-from minibert.files.corpus import DATA, text_of
+from minibert.files.corpus import DATA, corpus_path
 from minibert.files.run_folder import machine
 from minibert.losses import cosine_loss, mlm_loss, nsp_loss, soft_target_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import Encoder, MaskedLM
-from minibert.tokenizer import Specials
+from minibert.tokenizer import SpecialIds
 from minibert.tools.peers import torch_step, transformers_step
 from minibert.training import autocast, optimizer_groups
 
-SPECIAL = Specials(pad=0, unk=1, cls=2, sep=3, mask=4)
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
 @dataclass
@@ -81,48 +81,49 @@ def flops_of(config: ModelConfig, B: int, S: int, M: int, training: bool = True)
     return B * (full * (config.num_hidden_layers - 1) + last + head) * (3 if training else 1)
 
 
-def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> Text:
+def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> TokenizedCorpus:
     """Long documents of sentences of one length, so that hardly a place is padding."""
     starts = np.arange(sentences) * sentence + np.arange(sentences) // 200
     tokens = np.random.default_rng(0).integers(5, vocab_size, int(starts[-1]) + sentence + 1)
-    return Text(tokens.astype(np.uint16), np.stack([starts, starts + sentence], 1),
+    return TokenizedCorpus(tokens.astype(np.uint16), np.stack([starts, starts + sentence], 1),
                 np.arange(0, sentences + 1, 200))
 
 
 def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM | None = None
              ) -> Callable[[], None]:
-    """One update as the scripts make it, from spans of text to moved weights."""
+    """One optimizer step as the scripts make it, from spans of text to moved weights."""
     model = MaskedLM(config).to(device).train()
     if run.compile:
         for layer in model.encoder.layers:
             layer.compile()
     sentence = run.seq_length - 2 if run.input_format == "full-sentences" else run.seq_length // 5
     masker = StaticMasker(10) if run.masking == "static" else DynamicMasker()
-    batches = Batches(random_text(config.vocab_size, sentence), run, SPECIAL, device, masker.copy)
+    batches = Batches(random_text(config.vocab_size, sentence), run, SPECIAL, device, masker.dupe)
     settings = dict(seed=0, vocab_size=config.vocab_size, mask_id=SPECIAL.mask,
                     special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=1e-4, eps=1e-6, fused=True)
 
     def step() -> None:
         batch = next(batches)
-        inputs, positions, labels = masker(batch.input_ids, batch.index, epoch=batch.epoch,
-                                           **settings)
-        predictions = (labels != IGNORE).sum()
+        inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
+                                                  epoch=batch.epoch, **settings)
+        num_predictions = (labels != IGNORE).sum()
         types = batch.token_type_ids if config.type_vocab_size else None
         with autocast(device):
             output = model(inputs, attention_mask=batch.attention_mask, token_type_ids=types,
-                           positions=positions)
-            loss = mlm_loss(output.mlm_logits, labels, predictions)
+                           positions=masked_positions)
+            loss = mlm_loss(output.mlm_logits, labels, num_predictions)
             if output.nsp_logits is not None:
                 loss = loss + nsp_loss(output.nsp_logits, batch.is_random_next, run.batch_size)
             if teacher is not None:
                 with torch.no_grad():
-                    taught = teacher(inputs, attention_mask=batch.attention_mask,
-                                     positions=positions)
-                real = labels != IGNORE
-                loss = 2 * loss + 5 * soft_target_loss(output.mlm_logits, taught.mlm_logits, 2.0,
-                                                       real, predictions)
-                loss = loss + cosine_loss(output.hidden, taught.hidden, real, predictions)
+                    teacher_output = teacher(inputs, attention_mask=batch.attention_mask,
+                                             positions=masked_positions)
+                valid = labels != IGNORE
+                kl = soft_target_loss(output.mlm_logits, teacher_output.mlm_logits, 2.0, valid,
+                                      num_predictions)
+                cos = cosine_loss(output.hidden, teacher_output.hidden, valid, num_predictions)
+                loss = 2 * loss + 5 * kl + cos
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -130,7 +131,7 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
     return step
 
 
-def shape(bench: BenchConfig, **other: Any) -> ModelConfig:
+def model_config(bench: BenchConfig, **other: Any) -> ModelConfig:
     """The model that is timed, without dropout."""
     values = dict(vocab_size=bench.vocab_size, hidden_size=bench.hidden_size,
                   num_hidden_layers=bench.num_hidden_layers,
@@ -142,14 +143,14 @@ def shape(bench: BenchConfig, **other: Any) -> ModelConfig:
 
 
 def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """One update by each recipe and by each peer; a share of the machine's matrix products."""
+    """One optimizer step by each recipe and by each peer, as a share of plain matrix products."""
     B, S = bench.batch_size, bench.seq_length
     M = max(1, round(0.15 * S))
     run = RunConfig(out="none", seq_length=S, batch_size=B, compile=bench.compile)
     pairs = dataclasses.replace(run, input_format="segment-pair", nsp=True, masking="static",
                                 short_seq_prob=0.0)
-    bert, plain = shape(bench, next_sentence=True), shape(bench)
-    student = shape(bench, num_hidden_layers=max(1, bench.num_hidden_layers // 2))
+    bert, plain = model_config(bench, next_sentence=True), model_config(bench)
+    student = model_config(bench, num_hidden_layers=max(1, bench.num_hidden_layers // 2))
     teacher = MaskedLM(plain).to(device).eval()
     learn = flops_of(student, B, S, M)
     cases = [
@@ -203,10 +204,11 @@ def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     """Drawing one batch's masks, static and dynamic, beside `transformers`' collator."""
     B, S = bench.batch_size, bench.seq_length
     ids = torch.randint(5, bench.vocab_size, (B, S), device=device)
-    index = torch.arange(B, device=device)
+    sequence_ids = torch.arange(B, device=device)
     settings = dict(seed=0, vocab_size=bench.vocab_size, mask_id=SPECIAL.mask,
                     special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
-    cases = [Case(f"{name} masks", lambda masker=masker: masker(ids, index, epoch=3, **settings))
+    draw = lambda masker: lambda: masker(ids, sequence_ids, epoch=3, **settings)
+    cases = [Case(f"{name} masks", draw(masker))
              for name, masker in (("static", StaticMasker(10)), ("dynamic", DynamicMasker()))]
     take_turns(cases, 20 * bench.rounds, device)
     return [{"name": case.name, "seconds": case.seconds} for case in cases]
@@ -251,8 +253,8 @@ def growth(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
         run = RunConfig(out="none", seq_length=one.seq_length, batch_size=one.batch_size,
                         compile=bench.compile)
         cases.append(Case(", ".join(f"{name} {value}" for name, value in change.items()) or "base",
-                          our_step(shape(one), run, device), one.batch_size * one.seq_length,
-                          flops_of(shape(one), one.batch_size, one.seq_length,
+                          our_step(model_config(one), run, device), one.batch_size * one.seq_length,
+                          flops_of(model_config(one), one.batch_size, one.seq_length,
                                    max(1, round(0.15 * one.seq_length)))))
     return beside_products(cases, bench, device)
 
@@ -260,7 +262,7 @@ def growth(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
 def corpus(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     """Preparing 1, 10 and 100 MB of text, each in a process of its own: time and, on Linux, the
     highest memory. The text is `pydocs` again and again."""
-    documents = text_of("pydocs").read_text(encoding="utf-8").split("\n\n")
+    documents = corpus_path("pydocs").read_text(encoding="utf-8").split("\n\n")
     found = []
     for megabytes in (1, 10, 100):
         with tempfile.TemporaryDirectory() as folder:

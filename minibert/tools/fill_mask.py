@@ -5,11 +5,11 @@ from pathlib import Path
 import tokenizers
 import torch
 
-from minibert.data import Text
+from minibert.data import TokenizedCorpus
 from minibert.errors import UserError
 from minibert.files.hub import load_pretrained
 from minibert.masking import hash_bits
-from minibert.tokenizer import continuations, specials
+from minibert.tokenizer import continuations, special_ids
 
 BAR = 20  # characters of a bar that means 100 %
 
@@ -46,7 +46,7 @@ def fill_mask(folders: list[str], text: str, top: int = 5, names: list[str] | No
 def _probabilities(folder: str, text: str) -> list[tuple[torch.Tensor, list[str]]]:
     """For each blank the distribution over the vocabulary, (V,), and the vocabulary's tokens."""
     model, tokenizer, tokens = _load(folder)
-    mask = specials(tokenizer).mask
+    mask = special_ids(tokenizer).mask
     text = text.replace("[MASK]", tokens[mask]).replace("<mask>", tokens[mask])
     ids = tokenizer.encode(text).ids
     blanks = [position for position, id in enumerate(ids) if id == mask]
@@ -68,7 +68,7 @@ def _load(folder: str):
     return model.eval(), tokenizer, names
 
 
-def blanks(held_out: Text, tokenizer: tokenizers.Tokenizer, count: int = 4
+def blanks(held_out: TokenizedCorpus, tokenizer: tokenizers.Tokenizer, count: int = 4
            ) -> list[tuple[str, str]]:
     """Held-out sentences with [MASK] for a word, and the word: the same for every run on a corpus.
 

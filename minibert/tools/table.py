@@ -69,9 +69,9 @@ def family_table(folders: list[str]) -> str:
 def info(folder: str) -> str:
     """A run's settings, model, machine and, as far as it has come, its results."""
     out = Path(folder)
-    about = read_json(out / "run.json", "is missing; name a run folder")
+    metadata = read_json(out / "run.json", "is missing; name a run folder")
     lines = []
-    for group, values in about.items():
+    for group, values in metadata.items():
         if isinstance(values, dict):
             lines.append(f"{group}:")
             lines += [f"  {name}: {value}" for name, value in values.items()]
@@ -84,7 +84,7 @@ def info(folder: str) -> str:
         done = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()
                 if line.endswith("}")] if log.exists() else []
         step = done[-1]["step"] if done else 0
-        lines += ["", f"not finished: step {step} of {about['settings']['steps']}; run the same "
+        lines += ["", f"not finished: step {step} of {metadata['settings']['steps']}; run the same "
                       "command again to go on"]
     return "\n".join(lines)
 

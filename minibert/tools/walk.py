@@ -42,19 +42,19 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
         raise UserError(f"{recipe} has no teacher; leave out --teacher, or walk distilbert")
     its_flags, its_teacher = _flags_of(run_folder, recipe) if run_folder else ([], "")
     teacher_folder = teacher_folder or its_teacher
-    run, shape = parse_flags(script.__doc__, script.RECIPE, script.STEPS,
-                             DistillConfig if distills else ModelConfig,
-                             without=("nsp", "tokenizer", "distill_positions") * distills,
-                             argv=["--out", "none", *its_flags, *flags,
-                                   *["--teacher", teacher_folder or "new"] * distills])
-    distill = shape if distills else None
-    shape = ModelConfig.preset(run.preset) if distills else shape
+    run, base_config = parse_flags(script.__doc__, script.RECIPE, script.STEPS,
+                                   DistillConfig if distills else ModelConfig,
+                                   without=("nsp", "tokenizer", "distill_positions") * distills,
+                                   argv=["--out", "none", *its_flags, *flags,
+                                         *["--teacher", teacher_folder or "new"] * distills])
+    distill = base_config if distills else None
+    base_config = ModelConfig.preset(run.preset) if distills else base_config
     given = load_pretrained(run_folder or teacher_folder) if run_folder or teacher_folder else None
-    reader, text, _, _ = corpus.prepare(run.corpus, run.tokenizer, shape.vocab_size,
+    reader, text, _, _ = corpus.prepare(run.corpus, run.tokenizer, base_config.vocab_size,
                                         given and given[1])
-    special = tokenizer.specials(reader)
+    special = tokenizer.special_ids(reader)
     maker = importlib.import_module("train_bert") if distills else script  # a new teacher is a BERT
-    new = lambda: model.MaskedLM(maker.architecture(run, shape, special.pad), run.seed)
+    new = lambda: model.MaskedLM(maker.make_model_config(run, base_config, special.pad), run.seed)
     teacher, net, weights = None, given and given[0], run_folder
     if distills:
         teacher, its_reader = load_pretrained(teacher_folder) if teacher_folder else (new(), reader)
@@ -72,16 +72,18 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
     masker = (masking.StaticMasker(run.static_masks) if run.masking == "static"
               else masking.DynamicMasker())
     text = text.fraction(run.data_fraction)
-    batches = data.Batches(text, run, special, "cpu", masker.copy)
+    batches = data.Batches(text, run, special, "cpu", masker.dupe)
     clean = next(batches)
-    inputs, positions, labels = masker(clean.input_ids, clean.index, epoch=clean.epoch,
-                                       **mask_settings(run, reader, "cpu"))
-    batch = clean._replace(input_ids=inputs, positions=positions, labels=labels)
+    inputs, masked_positions, labels = masker(clean.input_ids, clean.sequence_ids,
+                                              epoch=clean.epoch,
+                                              **mask_settings(run, reader, "cpu"))
+    batch = clean._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
     seen = _shapes(net)
     types = batch.token_type_ids if net.config.type_vocab_size else None
     output = net(inputs, attention_mask=batch.attention_mask, token_type_ids=types,
-                 positions=positions)
-    taught = teacher and teacher(inputs, attention_mask=batch.attention_mask, positions=positions)
+                 positions=masked_positions)
+    teacher_output = teacher and teacher(inputs, attention_mask=batch.attention_mask,
+                                         positions=masked_positions)
     source = f"{SCRIPTS[recipe]}.py"
     settings = ", ".join(f"{name} {getattr(run, name)}" for name in script.RECIPE)
     return "\n".join([
@@ -91,8 +93,8 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
         *_sequences(clean, batches, text, reader, run.input_format),
         *_mask(batch, reader),
         *_forward(net, seen),
-        *_predictions(output, taught, batch, reader),
-        *_loss(output, taught, batch, distill, source, run.nsp)])
+        *_predictions(output, teacher_output, batch, reader),
+        *_loss(output, teacher_output, batch, distill, source, run.nsp)])
 
 
 def _flags_of(folder: str, recipe: str) -> tuple[list[str], str]:
@@ -100,11 +102,11 @@ def _flags_of(folder: str, recipe: str) -> tuple[list[str], str]:
     folder without run.json. Raises UserError when it is a run of another recipe."""
     if not (Path(folder) / "run.json").exists():
         return [], ""
-    about = read_json(Path(folder) / "run.json", "")
-    its = "distilbert" if "distill" in about else about["model"]["model_type"]
+    metadata = read_json(Path(folder) / "run.json", "")
+    its = "distilbert" if "distill" in metadata else metadata["model"]["model_type"]
     if its != recipe:
         raise UserError(f"{folder} is a run of {its}; python -m minibert walk {its} --run {folder}")
-    settings = {**about["settings"], **about.get("distill", {})}
+    settings = {**metadata["settings"], **metadata.get("distill", {})}
     names = ["corpus", "preset", "seed", "data_fraction", "input_format", "short_seq_prob",
              "masking", "static_masks", "mask_rate", "whole_word_masking", "seq_length",
              "batch_size", *(["alpha_kl", "alpha_mlm", "alpha_cos", "temperature"]
@@ -117,22 +119,22 @@ def _flags_of(folder: str, recipe: str) -> tuple[list[str], str]:
     return flags, settings.get("teacher", "")
 
 
-def _text(name: str, text: data.Text, reader: tokenizers.Tokenizer) -> list[str]:
+def _text(name: str, text: data.TokenizedCorpus, reader: tokenizers.Tokenizer) -> list[str]:
     """The corpus, by its first sentence."""
-    first = data.sentences_of(next(data.read_documents(corpus.text_of(name))))[0]
+    first = data.sentences_of(next(corpus.read_documents(corpus.corpus_path(name))))[0]
     ids = next(data.tokenize(iter([[first]]), reader))[0]
     return [
-        *_station("text", data.read_documents, f"{len(text.documents) - 1:,} documents to train "
+        *_station("text", data.sentences_of, f"{len(text.documents) - 1:,} documents to train "
                   "on; the file begins with", repr(first)),
         *_station("tokens", data.tokenize, f"{len(text.tokens):,} numbers below V = "
                   f"{reader.get_vocab_size():,}, on disk; that sentence gives",
                   " ".join(_names(ids, reader)))]
 
 
-def _sequences(batch: data.Batch, batches: data.Batches, text: data.Text,
+def _sequences(batch: data.Batch, batches: data.Batches, text: data.TokenizedCorpus,
                reader: tokenizers.Tokenizer, input_format: str) -> list[str]:
     """From tokens to the batch, by its first sequence."""
-    a_start, a_end, b_start, b_end, is_random = batches.spans[batch.index[0]].tolist()
+    a_start, a_end, b_start, b_end, is_random = batches.spans[batch.sequence_ids[0]].tolist()
     say = lambda start, end: repr(reader.decode(text.tokens[start:end].tolist()))
     if input_format == "segment-pair":
         made, follows = data.segment_pairs, ("follows A", "is from another document")[is_random]
@@ -145,7 +147,7 @@ def _sequences(batch: data.Batch, batches: data.Batches, text: data.Text,
     B, S = batch.input_ids.shape
     return [
         *_station("sequences", made, f"{len(batches.spans):,} sequences, of {len(text.bounds):,} "
-                  f"sentences; this is number {int(batch.index[0]):,}", *spans, *said),
+                  f"sentences; this is number {int(batch.sequence_ids[0]):,}", *spans, *said),
         *_station("batch", data.assemble, f"input_ids, attention_mask and token_type_ids "
                   f"(B, S) = ({B}, {S})", " ".join(_names(batch.input_ids[0], reader)),
                   f"{int(batch.attention_mask[0].sum())} tokens, the rest is padding; "
@@ -154,8 +156,8 @@ def _sequences(batch: data.Batch, batches: data.Batches, text: data.Text,
 
 def _mask(batch: data.Batch, reader: tokenizers.Tokenizer) -> list[str]:
     used = batch.labels != IGNORE
-    shown = batch.input_ids.gather(1, batch.positions)[used]
-    masked = int((shown == tokenizer.specials(reader).mask).sum())
+    shown = batch.input_ids.gather(1, batch.masked_positions)[used]
+    masked = int((shown == tokenizer.special_ids(reader).mask).sum())
     kept = int((shown == batch.labels[used]).sum())
     return _station(
         "mask", masking.mask_tokens, f"{len(shown):,} of {int(batch.attention_mask.sum()):,} "
@@ -184,26 +186,27 @@ def _forward(net: model.MaskedLM, seen: dict[str, tuple[int, ...]]) -> list[str]
     return [*lines, f"    the last layer is read at {first_token}the predictions only"]
 
 
-def _predictions(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None",
+def _predictions(output: model.MaskedLMOutput, teacher_output: "model.MaskedLMOutput | None",
                  batch: data.Batch, reader: tokenizers.Tokenizer) -> list[str]:
     """What is expected in the first sequence's blanks."""
     lines = _station("logits", model.MaskedLM.forward, "the decoder is the table of words: "
                      f"(B, M, V) = {tuple(output.mlm_logits.shape)}")
     for slot in (batch.labels[0] != IGNORE).nonzero().flatten().tolist()[:SHOWN]:
         word = int(batch.labels[0, slot])
-        for who, logits in (("teacher: ", taught and taught.mlm_logits), ("", output.mlm_logits)):
-            if logits is not None:
+        for who, found in (("teacher: ", teacher_output), ("", output)):
+            if found is not None:
+                logits = found.mlm_logits
                 shares = logits[0, slot].softmax(-1)
                 best = ", ".join(f"{reader.id_to_token(int(id))} {shares[id]:.1%}"
                                  for id in shares.topk(4).indices)
-                lines.append(f"    position {int(batch.positions[0, slot]):3}, {who}{best}; "
+                lines.append(f"    position {int(batch.masked_positions[0, slot]):3}, {who}{best}; "
                              f"{reader.id_to_token(word)!r} has {shares[word]:.1%}, "
                              f"-log p = {-shares[word].log():.3f}")
     return lines
 
 
-def _loss(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None", batch: data.Batch,
-          distill: DistillConfig | None, source: str, nsp: bool) -> list[str]:
+def _loss(output: model.MaskedLMOutput, teacher_output: "model.MaskedLMOutput | None",
+          batch: data.Batch, distill: DistillConfig | None, source: str, nsp: bool) -> list[str]:
     """Each term, computed by the functions that the scripts call, and their sum."""
     mlm = losses.mlm_loss(output.mlm_logits, batch.labels)
     lines = _station("loss", losses.mlm_loss, f"mlm: the mean of all predictions in the batch is "
@@ -217,10 +220,10 @@ def _loss(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None", b
                           f"random has {share:.1%}")
         total, weights = mlm + next_sentence, "mlm + nsp"
     if distill:
-        real = batch.labels != IGNORE
-        kl = losses.soft_target_loss(output.mlm_logits, taught.mlm_logits, distill.temperature,
-                                     real)
-        cos = losses.cosine_loss(output.hidden, taught.hidden, real)
+        valid = batch.labels != IGNORE
+        kl = losses.soft_target_loss(output.mlm_logits, teacher_output.mlm_logits,
+                                     distill.temperature, valid)
+        cos = losses.cosine_loss(output.hidden, teacher_output.hidden, valid)
         lines += _station("loss", losses.soft_target_loss, f"kl: {kl:.4f}, at temperature "
                           f"{distill.temperature:g}")
         lines += _station("loss", losses.cosine_loss, f"cos: {cos:.4f}, of the last hidden states")
@@ -230,7 +233,7 @@ def _loss(output: model.MaskedLMOutput, taught: "model.MaskedLMOutput | None", b
 
 
 def _names(ids: Any, reader: tokenizers.Tokenizer) -> list[str]:
-    pad = tokenizer.specials(reader).pad
+    pad = tokenizer.special_ids(reader).pad
     return [reader.id_to_token(int(id)) for id in ids if id != pad]
 
 

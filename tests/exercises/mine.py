@@ -13,17 +13,17 @@ def readable_attention(query, key, value, attn_mask=None, dropout_p=0.0):
     raise NotImplementedError("write readable_attention in tests/exercises/mine.py")
 
 
-def soft_target_loss(student_logits, teacher_logits, temperature, real=None, count=None):
+def soft_target_loss(student_logits, teacher_logits, temperature, valid=None, denominator=None):
     """minibert/losses.py: KL from teacher to student at a temperature, times its square."""
     raise NotImplementedError("write soft_target_loss in tests/exercises/mine.py")
 
 
-def mask_tokens(input_ids, index, *, seed, epoch, vocab_size, mask_id, special_ids, pad_id=0,
+def mask_tokens(input_ids, sequence_ids, *, seed, epoch, vocab_size, mask_id, special_ids, pad_id=0,
                 rate=0.15, continues=None):
     """minibert/masking.py: which tokens are masked, and how; draw with minibert's hash_bits."""
     raise NotImplementedError("write mask_tokens in tests/exercises/mine.py")
 
 
-def segment_pairs(text, max_tokens, *, seed, copy, short_seq_prob=0.1):
+def segment_pairs(corpus, max_tokens, *, seed, dupe, short_seq_prob=0.1):
     """minibert/data.py: BERT's pairs; draw with random.Random as the docstring's example does."""
     raise NotImplementedError("write segment_pairs in tests/exercises/mine.py")

@@ -13,18 +13,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minibert import ModelConfig, load_pretrained, save_pretrained
-from minibert.data import (Text, full_sentences, read_documents, segment_pairs, sentences_of,
+from minibert.data import (TokenizedCorpus, full_sentences, segment_pairs, sentences_of,
                            tokenize)
 from minibert.errors import UserError
+from minibert.files.corpus import read_documents
 from minibert.masking import IGNORE, mask_tokens
 from minibert.model import MaskedLM
 from minibert.tasks.finetune import load_classifier
 from minibert.tasks.tasks import TASKS, read_task
-from minibert.tokenizer import Specials, train_tokenizer
+from minibert.tokenizer import SpecialIds, train_tokenizer
 
 MANY = settings(max_examples=300, deadline=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture])
-SPECIAL = Specials(pad=0, unk=1, cls=2, sep=3, mask=4)
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_training_on_hostile_text(name, alone, toy_text, tmp_path):
 
 @st.composite
 def a_text(draw):
-    """A Text of made-up lengths, with tokens from 5 up and [SEP] after each document."""
+    """A corpus of made-up lengths, with tokens from 5 up and [SEP] after each document."""
     documents = draw(st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=6), min_size=2,
                               max_size=6))
     tokens, bounds, firsts = [], [], [0]
@@ -119,7 +120,7 @@ def a_text(draw):
             tokens += range(5 + len(tokens), 5 + len(tokens) + length)
         tokens.append(SPECIAL.sep)
         firsts.append(len(bounds))
-    return Text(np.array(tokens, np.uint16), np.array(bounds), np.array(firsts))
+    return TokenizedCorpus(np.array(tokens, np.uint16), np.array(bounds), np.array(firsts))
 
 
 @MANY
@@ -137,13 +138,13 @@ def test_blocks_hold_every_token_once(text, size):
 
 
 @MANY
-@given(text=a_text(), size=st.integers(2, 20), seed=st.integers(0, 99), copy=st.integers(0, 9),
+@given(text=a_text(), size=st.integers(2, 20), seed=st.integers(0, 99), dupe=st.integers(0, 9),
        short=st.floats(0, 1))
-def test_pairs_are_pairs(text, size, seed, copy, short):
+def test_pairs_are_pairs(text, size, seed, dupe, short):
     """Catches an empty segment, one that is too long, a random B of the same document, and a true
     B that does not follow its A."""
     ends = text.bounds[text.documents[1:] - 1, 1]
-    pairs = segment_pairs(text, size, seed=seed, copy=copy, short_seq_prob=short)
+    pairs = segment_pairs(text, size, seed=seed, dupe=dupe, short_seq_prob=short)
     for a_start, a_end, b_start, b_end, is_random in pairs:
         assert a_start < a_end and b_start < b_end and a_end - a_start + b_end - b_start <= size
         of_a, of_b = np.searchsorted(ends, [a_start, b_start], side="right")
@@ -265,8 +266,8 @@ def test_every_classifier_is_used_or_refused(change, folder, tmp_path):
     run.mkdir(exist_ok=True)
     model = {"vocab_size": 270, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8,
              "num_attention_heads": 2, "max_position_embeddings": 16, "next_sentence": False}
-    about = {"classes": ["a", "b"], "texts": 1, "max_length": 16, "model": model}
-    (run / "classifier.json").write_text(json.dumps({**about, **change}))
+    metadata = {"classes": ["a", "b"], "texts": 1, "max_length": 16, "model": model}
+    (run / "classifier.json").write_text(json.dumps({**metadata, **change}))
     shutil.copy(folder / "tokenizer.json", run)
     torch.save({}, run / "classifier.pt")
     with pytest.raises(UserError):
