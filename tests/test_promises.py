@@ -222,6 +222,9 @@ def test_larger_models_are_as_published():
                       " ".join(PAGES["docs/measuring.md"].split()))
     log = [json.loads(line) for line in (ROOT / "results/cpu/bert/log.jsonl").open()]
     losses = {line["step"]: line["eval"]["mlm_loss"] for line in log if "eval" in line}
+    roberta = published("roberta/metrics.json")["full-sentences"]
+    assert f"about {roberta['mlm_loss']:.1f} nats" in README
+    assert f"gets {roberta['unigram_entropy']:.2f}:" in README
     steps = [int(step) for step in re.findall(r"\d+", curve[1])]
     assert re.findall(r"\d\.\d\d", curve[2]) == [f"{losses[step]:.2f}" for step in steps]
 
@@ -294,9 +297,7 @@ COMMANDS = sorted({command for page in PAGES.values()
 def test_commands_name_flags_that_exist(command):
     """Catches a command in README or docs that the scripts do not understand."""
     script = re.match(r"python (-m minibert [\w-]+|\w+\.py)", command)[1].split()
-    help_text = help_of(*script)
-    for flag in re.findall(r"--[\w-]+", command):
-        assert flag in help_text or f"--[no-]{flag[2:].removeprefix('no-')}" in help_text, flag
+    assert set(flags_in(command)) <= set(flags_in(help_of(*script)))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -308,6 +309,11 @@ def test_links_lead_somewhere(page):
         assert link.startswith("https://arxiv.org/abs/") or (folder / link).exists(), link
     for path in re.findall(r"`((?:minibert|tests|docs|results)/[\w./-]+\.\w+)`", PAGES[page]):
         assert (ROOT / path).exists(), path
+
+
+def flags_in(text):
+    """Every flag that a command or a help text names."""
+    return re.findall(r"(?<!\w)--[a-z][\w-]*", text)
 
 
 @functools.cache
