@@ -107,13 +107,14 @@ faults: setup $(if $(filter .venv/bin/python,$(PY)),.venv/check)
 mutants: setup
 	@$(PY) tests/mutants.py $(MUTANTS)
 
-# The tests of a piece that you have written in tests/exercises/mine.py, with yours in its place.
+# Runs the package's tests with your piece, written in tests/exercises/mine.py, in the place of the
+# package's own, up to the first failure. A piece that is still blank prints a hint instead.
 TESTS_OF_readable_attention = tests/test_model.py
 TESTS_OF_soft_target_loss   = tests/test_losses.py
 TESTS_OF_mask_tokens        = tests/test_masking.py
 TESTS_OF_segment_pairs      = tests/test_data.py
 exercise: setup
-	@PIECE=$(PIECE) PYTHONPATH=$(CURDIR):tests $(PY) -m pytest -p exercises.replace --tb=line \
+	@PIECE=$(PIECE) PYTHONPATH=$(CURDIR):tests $(PY) -m pytest -p exercises.replace -x --tb=short \
 		-k "not golden" $(TESTS_OF_$(PIECE))
 
 .venv/check: .venv/ready requirements-check.txt

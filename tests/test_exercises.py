@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from test_promises import help_of
+from test_promises import flags_in, help_of
 
 from minibert.claims.judge import arms_of
 
@@ -57,14 +57,61 @@ def test_an_answer_is_judged(square, ends, tmp_path):
     assert done.returncode == ends, done.stdout[-2000:]
 
 
-def test_ten_questions_have_flags_that_exist():
+def test_a_blank_piece_prints_one_hint():
+    """Catches an exercise that greets whoever has not begun with a page of failures."""
+    for piece, _ in PIECES:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-p", "exercises.replace", "tests/test_losses.py"],
+            cwd=ROOT, capture_output=True, text=True,
+            env={**os.environ, "PIECE": piece, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+        said = done.stdout + done.stderr
+        assert done.returncode == 1 and said.count("Hint: ") == 1, said
+        assert piece in said and len(said.splitlines()) < 10, said
+
+
+def test_an_exercise_stops_at_the_first_failure():
+    """Catches a target that prints every failure of a piece that is nearly right."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert " -x " in makefile.split("\nexercise:")[1].split("\n\n")[0]
+
+
+QUESTIONS = README.split("\n### ")[1:]
+
+
+def test_ten_questions_have_a_prediction_and_a_folded_answer():
+    """Catches a question without a command, with nothing to predict, or with an open answer."""
+    assert [question.split(".")[0] for question in QUESTIONS] == [*map(str, range(1, 11))]
+    for question in QUESTIONS:
+        asked, answer = question.split("<details><summary>Answer</summary>\n\n")
+        answer, after = answer.split("\n\n</details>")
+        assert "\npython " in asked and "\nPredict: " in asked, question
+        assert len(answer) > 200 and re.search(r"\d\.\d\d", answer), question
+
+
+def test_answers_add_up():
+    """Catches a gain in an answer that is not the difference of the losses that stand there."""
+    loss, checked = r"(\d\.\d{3})", 0
+    for question in QUESTIONS:
+        answer = " ".join(question.split("<details>")[1].split("</details>")[0].split())
+        means = [sum(map(float, seeds)) / 3
+                 for seeds in re.findall(rf"{loss}, {loss} and {loss}", answer)]
+        for gain in re.findall(r"(?:gains|costs?|worth|difference of) (\d\.\d\d)\b", answer):
+            differences = [abs(one - two) for one in means for two in means if one != two]
+            assert any(abs(one - float(gain)) < 0.006 for one in differences), (gain, answer)
+            checked += 1
+    assert checked == 9
+
+
+def test_settings_of_the_questions_are_known():
     """Catches a question whose command the scripts do not understand."""
-    commands = re.findall(r"`(python \w+\.py .*?)`", README)
-    assert len(commands) == 10 + 1  # and a teacher
-    for command in commands:
-        known = help_of(command.split()[1])
-        for flag in re.findall(r"--[\w-]+", command):
-            assert flag in known or f"--[no-]{flag[2:].removeprefix('no-')}" in known, flag
+    settings = dict(re.findall(r'^(SMALL|STUDENT)="(.*?)"', README, re.M | re.S))
+    commands = re.findall(r"^python (\w+\.py) (.*)$", README, re.M)
+    assert len(commands) == 10 + 2  # the twin of most, and the twin of the students
+    for script, flags in commands:
+        known = help_of(script)
+        for name, value in settings.items():
+            flags = flags.replace(f"${name}", value)
+        assert "$" not in flags and set(flags_in(flags)) <= set(flags_in(known)), flags
 
 
 def test_the_claim_of_your_own_is_a_claim():

@@ -1,4 +1,4 @@
-"""The README's own commands, one after another, at a toy budget."""
+"""The commands of README and docs/recipes.md, one after another, at a toy budget."""
 import importlib
 import re
 import shlex
@@ -8,8 +8,9 @@ import pytest
 from conftest import BUDGET, ROOT, TOY
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^python (.+)$", README.split("## The recipes by hand")[1].split("\n## ")[0],
-                      re.M)
+RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+COMMANDS = [command.split("  #")[0] for page in (README, RECIPES)
+            for command in re.findall(r"^python (.+)$", page, re.M)]
 # What makes each a matter of seconds; a flag that is given twice has its last value.
 SHORT = {"train_": [*BUDGET, *TOY, "--tasks", "none", "--data-fraction", "1"],
          "distill": [*BUDGET, "--tasks", "none"],
@@ -22,7 +23,7 @@ def test_commands_run_in_their_order(toy_text, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT))
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / name).write_text("text\tlabel\n" + "ba be\tx\nbe ba\ty\n" * 8)
-    assert len(COMMANDS) >= 9
+    assert len(COMMANDS) >= 14
     for command in COMMANDS:
         script, *given = shlex.split(command)
         name = script.removesuffix(".py")
@@ -39,7 +40,8 @@ def test_commands_run_in_their_order(toy_text, tmp_path, monkeypatch, capsys):
     assert {"bert", "distilroberta", "library", "taught"} <= made
 
 
-@pytest.mark.parametrize("target", re.findall(r"^make (\w+)", README, re.M))
+@pytest.mark.parametrize("target", sorted(
+    {*re.findall(r"(?:^|`)make ([a-z]+)", README + RECIPES, re.M)}))
 def test_targets_exist(target):
     """Catches a `make` command that was renamed."""
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
