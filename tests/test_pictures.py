@@ -34,7 +34,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model():
-    return MaskedLM(CONFIG).eval()
+    return MaskedLM(CONFIG, seed=2).eval()
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_pictures_have_the_same_bytes_twice(run, tmp_path, monkeypatch, capsys):
     machine, a picture that is left out, and one so large that a page with it is slow."""
     drawn = []
     for out, settings in ((tmp_path / "one", {}),
-                          (tmp_path / "two", {"font.size": 30, "svg.hashsalt": "other"})):
+                          (tmp_path / "two", {"axes.facecolor": "red", "svg.hashsalt": "other"})):
         monkeypatch.setattr(sys, "argv", ["minibert", "pictures", run, "--out", str(out)])
         with style.context(settings):
             main()
@@ -181,6 +181,14 @@ def test_masks_are_those_of_mask_tokens(figures, tokenizer):
     assert seen == set(colors)  # so that the legend has an example of each
 
 
+def test_a_slot_that_is_not_used_is_not_drawn(tokenizer):
+    """Catches a mask on [CLS], where a sentence has fewer words than predictions."""
+    clean = torch.tensor([2, *[1] * 17, 30, 3])  # [CLS], unknown words, one word, [SEP]
+    with style.context(pictures.STYLE):
+        axes = pictures.draw_masks(clean, tokenizer).axes
+    assert {text.get_position()[1] for plot in axes for text in plot.texts} == {18}
+
+
 def test_soft_targets_are_the_models(figures, model, tokenizer):
     """Catches another position's words, a temperature that multiplies, and shares that do not sum
     to one."""
@@ -237,8 +245,8 @@ def test_attention_weights_are_what_the_model_mixes_by(kind, attended, tokenizer
 
 
 def test_attention_drawn_is_the_head_that_looks_ahead(figures, model, tokenizer):
-    """Catches another head than the title says, another row than [MASK]'s, and a causal panel that
-    shows what is hidden or whose rows do not sum to one."""
+    """Catches another head than the title says, [SEP] counted as a word, another row than [MASK]'s,
+    and a causal panel that shows what is hidden or whose rows do not sum to one."""
     _, masked, position = pictures.blank(tokenizer, pictures.SENTENCE, pictures.WORD)
     with torch.no_grad():
         weights = pictures.attention_weights(model, masked)
@@ -246,6 +254,7 @@ def test_attention_drawn_is_the_head_that_looks_ahead(figures, model, tokenizer)
     both, causal = figures["attention"].axes
     layer, head = map(int, re.search(r"layer (\d) of 3, head (\d)", both.get_title()).groups())
     assert ahead[layer - 1, head - 1] == ahead.max()
+    assert ahead.argmax() != weights[..., position, position + 1:].sum(-1).argmax()  # with [SEP]
     chosen = weights[layer - 1, head - 1]
     assert (both.images[0].get_array() == chosen.numpy()).all()
     right = f"{chosen[position, position + 1:].sum():.0%} of [MASK]'s attention goes to the right"
