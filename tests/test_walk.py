@@ -6,6 +6,7 @@ import sys
 import pytest
 from conftest import BUDGET, ROOT, TOY
 
+from minibert import ModelConfig, load_pretrained
 from minibert.__main__ import main
 from minibert.errors import UserError
 
@@ -64,7 +65,7 @@ def check_places(shown):
             assert "training.backward(" in line
 
 
-def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text):
+def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text, monkeypatch):
     """Catches a student or teacher other than the script's, and terms weighed otherwise."""
     model = [flag if flag != "0.1" else "0" for flag in TOY]
     budget = [*BUDGET, "--log-every", "1", "--corpus", toy_text]
@@ -81,6 +82,10 @@ def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text):
     assert trained.startswith(f"weights: {student}\n") and trained != shown
     new = walk("distilbert", *budget, "--teacher", teacher, "--init", "random")
     assert new.startswith("The weights are new")
+    toy = load_pretrained(teacher)[0].config  # whose vocabulary the toy text supports
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelConfig, "preset", classmethod(lambda cls, name: toy))
+        assert walk("distilbert", *budget).startswith("The weights are new")  # the teacher's, too
     with pytest.raises(UserError, match="is a run of distilbert; python -m minibert walk distil"):
         walk("bert", *budget, "--run", student)
     # A run brings its text, its settings and its teacher along; flags go before them.
