@@ -118,8 +118,8 @@ class RunConfig:
     preset: str = setting("auto", "sizes and budget; auto is tiny, and small on a GPU",
                           ("auto", *RUN_PRESETS))
     out: str = setting("", "the run's folder, which becomes a Hugging Face folder")
-    steps: int = setting(1, "optimizer steps, that is, updates of the weights; 0 leaves the initial "
-                         "weights as they are", "[0, inf)")
+    steps: int = setting(1, "optimizer steps, that is, updates of the weights; 0 leaves the "
+                         "initial weights as they are", "[0, inf)")
     seed: int = setting(0, "decides initial weights, order, pairs, masks and dropout", "[0, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
     compile: bool = setting(False, "compile the blocks: after a minute or so, a GPU is faster")
@@ -205,12 +205,11 @@ class FinetuneConfig:
     """A task, and BERT's own way to learn it (Devlin et al. 2018, appendix A.3)."""
     task: str = setting("sst2", "the task; text and pair are for tasks of your own, with the "
                         "columns text (or text_a and text_b) and label",
-                        ("sst2", "cola", "mrpc", "rte", "stsb", "library", "same-page", "text",
-                         "pair"))
+                        ("sst2", "cola", "mrpc", "rte", "stsb", "library", "text", "pair"))
     task_dir: str = setting("", "a folder with train.tsv and dev.tsv, or with GLUE's folders "
                             "[they are downloaded, or made of pydocs]")
     out: str = setting("", "the folder for the classifier and its scores")
-    epochs: int = setting(0, "passes over train.tsv; 0 means as many as the task asks for, mostly 3",
+    epochs: int = setting(0, "passes over train.tsv; 0 means as many as the task asks for",
                           "[0, inf)")
     batch_size: int = setting(32, "rows in an optimizer step", "[1, inf)")
     # Departure: BERT's 5e-5 is for H = 768; narrower models need larger steps.
@@ -224,8 +223,8 @@ class FinetuneConfig:
     alpha_kl: float = setting(0.5, "share of the teacher's soft targets in the loss", "[0, 1]")
     temperature: float = setting(2.0, "of the soft targets", "(0, inf)")
     seed: int = setting(0, "decides the head's weights, order and dropout", "[0, inf)")
-    seeds: int = setting(1, "how often to fine-tune, with --seed and the numbers after it; the score "
-                         "is the mean", "[1, inf)")
+    seeds: int = setting(1, "how often to fine-tune, each time with the next seed; the score is the "
+                         "mean", "[1, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
 
     def __post_init__(self):
