@@ -223,8 +223,8 @@ class FinetuneConfig:
     alpha_kl: float = setting(0.5, "share of the teacher's soft targets in the loss", "[0, 1]")
     temperature: float = setting(2.0, "of the soft targets", "(0, inf)")
     seed: int = setting(0, "decides the head's weights, order and dropout", "[0, inf)")
-    seeds: int = setting(1, "how often to fine-tune, each time with the next seed; the score is the "
-                         "mean", "[1, inf)")
+    seeds: int = setting(1, "how often to fine-tune, each time with the next seed; the score is "
+                         "the mean", "[1, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
 
     def __post_init__(self):

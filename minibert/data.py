@@ -53,19 +53,6 @@ class Batch(NamedTuple):
     labels: Tensor | None = None  # (B, M) int64, what they were, or IGNORE
 
 
-def training_part(corpus: TokenizedCorpus, run: RunConfig) -> TokenizedCorpus:
-    """Return the part of the text that a run trains on: --data-tokens or --data-fraction of it.
-
-    Raises UserError when the text does not hold as many tokens as --data-tokens asks for.
-    """
-    count = len(corpus.tokens)
-    if run.data_tokens > count:
-        raise UserError(f"--data-tokens {run.data_tokens} is more than the {count} tokens that the "
-                        "text has; ask for less, or use more text")
-    share = run.data_tokens / count if run.data_tokens else run.data_fraction
-    return corpus.fraction(share)
-
-
 def sentences_of(document: list[str]) -> list[str]:
     """The lines of a document, cut where a sentence seems to end.
 

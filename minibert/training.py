@@ -23,9 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from minibert.config import RunConfig, pick_device
-from minibert.data import Batch, Batches, TokenizedCorpus, training_part
+from minibert.data import Batch, Batches, TokenizedCorpus
 from minibert.errors import UserError
 from minibert.evaluation import evaluate, evaluation_set
+from minibert.files.corpus import training_part
 from minibert.files.hub import save_pretrained
 from minibert.files.run_folder import atomic_write, open_run, write_json
 from minibert.masking import IGNORE, hash_bits

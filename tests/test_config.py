@@ -238,7 +238,7 @@ def test_print_config_says_where_each_setting_comes_from(script, monkeypatch, ca
 
 def test_print_config_refuses_a_bad_value(monkeypatch, capsys):
     """Would catch: a value that no run can have, shown as if one could."""
-    monkeypatch.setattr(sys, "argv", ["script.py", "--print-config", "--steps", "0"])
+    monkeypatch.setattr(sys, "argv", ["script.py", "--print-config", "--steps", "-1"])
     with pytest.raises(SystemExit) as ended:
         run_cli(train_bert.main)
     assert ended.value.code == 2 and "--steps must be in" in capsys.readouterr().err

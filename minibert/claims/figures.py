@@ -45,7 +45,8 @@ def draw_verdicts(claims: list[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-CURVES = ("roberta", "static x1", "pairs, NSP")  # arms whose curves differ in kind
+# Arms whose curves differ in kind; the names in small letters are those of an earlier comparison.
+CURVES = ("roberta", "RoBERTa", "static x1", "one static mask, small slice", "pairs, NSP", "BERT")
 
 
 def draw_curves(log: list[dict[str, Any]], path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 from minibert.claims.claims import Arm, Claim, Grid
 from minibert.claims.judge import arms_of
 from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
-from minibert.data import TokenizedCorpus, make_sequences, training_part
+from minibert.data import TokenizedCorpus, make_sequences
+from minibert.files.corpus import training_part
 from minibert.files.run_folder import ROOT
 
 

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from tokenizers import Tokenizer
 
+from minibert.config import RunConfig
 from minibert.data import SENTENCE_END, TokenizedCorpus, sentences_of, tokenize
 from minibert.errors import UserError
 from minibert.masking import hash_bits
@@ -125,6 +126,19 @@ def load_corpus(folder: Path, split: str) -> TokenizedCorpus:
     """The "train" or "held-out" split that `_write_arrays` wrote; its arrays stay on disk."""
     return TokenizedCorpus(*(np.load(folder / f"{split}.{name}.npy", mmap_mode="r")
                              for name in TokenizedCorpus._fields))
+
+
+def training_part(corpus: TokenizedCorpus, run: RunConfig) -> TokenizedCorpus:
+    """Return the part of the text that a run trains on: --data-tokens or --data-fraction of it.
+
+    Raises UserError when the text does not hold as many tokens as --data-tokens asks for.
+    """
+    count = len(corpus.tokens)
+    if run.data_tokens > count:
+        raise UserError(f"--data-tokens {run.data_tokens} is more than the {count} tokens that the "
+                        "text has; ask for less, or use more text")
+    share = run.data_tokens / count if run.data_tokens else run.data_fraction
+    return corpus.fraction(share)
 
 
 def document_order(count: int) -> np.ndarray:

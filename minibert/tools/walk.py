@@ -17,6 +17,7 @@ from minibert import data, losses, masking, model, tokenizer
 from minibert.config import DistillConfig, ModelConfig, parse_flags
 from minibert.errors import UserError
 from minibert.files import corpus
+from minibert.files.corpus import training_part
 from minibert.files.hub import load_pretrained
 from minibert.files.run_folder import ROOT
 from minibert.masking import IGNORE
@@ -74,7 +75,7 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
         raise UserError(f"{run_folder} has no NSP head; add --no-nsp")
     masker = (masking.StaticMasker(run.static_masks) if run.masking == "static"
               else masking.DynamicMasker())
-    text = data.training_part(text, run)
+    text = training_part(text, run)
     batches = data.Batches(text, run, special, "cpu", masker.dupe)
     clean = next(batches)
     inputs, masked_positions, labels = masker(clean.input_ids, clean.sequence_ids,
