@@ -111,7 +111,7 @@ TESTS_OF_soft_target_loss   = tests/test_losses.py
 TESTS_OF_mask_tokens        = tests/test_masking.py
 TESTS_OF_segment_pairs      = tests/test_data.py
 exercise: setup
-	@PIECE=$(PIECE) PYTHONPATH=$(CURDIR):tests $(PY) -m pytest -p exercises.replace --tb=line \
+	@PIECE=$(PIECE) PYTHONPATH=$(CURDIR):tests $(PY) -m pytest -p exercises.replace --tb=line -x \
 		-k "not golden" $(TESTS_OF_$(PIECE))
 
 .venv/check: .venv/ready requirements-check.txt
