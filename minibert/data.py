@@ -163,8 +163,8 @@ def _truncate(a_start: int, a_end: int, b_start: int, b_end: int, max_tokens: in
               draw: random.Random) -> tuple[int, int, int, int]:
     """Shorten the longer segment, token by token from a random end, until both fit.
 
-    From either end, as in google-research/bert: so no end of a segment is cut off always. A B that
-    follows A may thereby lose its direct connection to it.
+    google-research/bert does so, so that neither end is always the one that is missing. Between A
+    and a B that follows it, there may then be a gap.
     """
     while (a_end - a_start) + (b_end - b_start) > max_tokens:
         front = draw.random() < 0.5

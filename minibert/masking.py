@@ -91,7 +91,7 @@ def mask_tokens(input_ids: Tensor, sequence_ids: Tensor, *, seed: int, epoch: in
     inputs = torch.where(chosen, shown, input_ids)
 
     # The model reads its predictions at M slots, so the chosen positions move to the front of
-    # their row. S is no position and sorts last: it marks the slots that stay unused. With
+    # their row. S, which is not a position, sorts last and marks the slots that stay unused. With
     # S = 6 and M = 3, where positions 3 and 5 are chosen:
     #   where chosen, else S    [S, S, S, 3, S, 5]
     #   sorted                  [3, 5, S, S, S, S]

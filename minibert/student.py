@@ -38,7 +38,8 @@ def make_student(teacher: MaskedLM, distill: DistillConfig, seed: int
     student = MaskedLM(dataclasses.replace(config, **changes), seed)
     if distill.init == "random":
         return student, []
-    student.load_state_dict(teacher.state_dict(), strict=False)  # embeddings and the MLM head
+    # Embeddings and the MLM head; strict=False skips what the student does not have.
+    student.load_state_dict(teacher.state_dict(), strict=False)
     layers = layer_map(config.num_hidden_layers, depth)
     for layer, number in zip(student.encoder.layers, layers):
         layer.load_state_dict(teacher.encoder.layers[number].state_dict())

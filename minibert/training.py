@@ -46,9 +46,9 @@ def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Each parameter in one of two groups: with weight decay, or without.
 
     Why biases and LayerNorms are not decayed: decay draws weights towards 0, so that a matrix does
-    not rely on a few large ones. Biases and LayerNorms only shift and scale; they are too few to
-    overfit, and a LayerNorm's scale is at home at 1, not at 0. They are told by the module's
-    type, because names vary.
+    not rely on a few large ones. Biases and LayerNorms only shift and scale. They are too few to
+    overfit, and a LayerNorm does nothing at a scale of 1, not of 0. They are found by the module's
+    type, because names differ from model to model.
     Paper: google-research/bert, optimization.py; the embeddings are decayed there, too.
     """
     norms = {id(parameter) for module in model.modules() if isinstance(module, nn.LayerNorm)
@@ -123,7 +123,7 @@ class Training:
         self.model = DistributedDataParallel(model) if self.world_size > 1 else model
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
         self.window: list[dict[str, Tensor]] = []  # the steps since the log's last line
-        self.terms: dict[str, Tensor] = {}  # the losses of the step in hand
+        self.terms: dict[str, Tensor] = {}  # the losses of the current step
         self.batches = Batches(training_part(corpus, run), run, special_ids(tokenizer),
                                self.device, masker.dupe)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
@@ -136,7 +136,7 @@ class Training:
             self.lock = open_run(run, metadata)  # the folder stays locked while this object lives
         self._wait_for_all()
         self._resume()
-        self.interrupted = 0
+        self.interrupted = 0  # a signal is only noted here; the run stops when its step is done
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: setattr(self, "interrupted", received))
 
@@ -147,7 +147,7 @@ class Training:
         with tqdm(total=self.run.steps, initial=first, desc=self.out.name, disable=plain,
                   unit="step") as self.bar:
             while self.step < self.run.steps:
-                # Dropout takes no key, so torch's own generator starts anew in each step.
+                # Dropout takes no key, so torch's own generator is seeded again in each step.
                 torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step, self.rank))
                 yield next(self.batches)
                 self.seconds = time.monotonic() - start
@@ -175,7 +175,9 @@ class Training:
         count = self.run.gradient_accumulation_steps * self.world_size
         fields = [value.chunk(count) if isinstance(value, Tensor) else [value] * count
                   for value in batch]
-        return itertools.islice(map(Batch._make, zip(*fields)), self.rank, None, self.world_size)
+        pieces = map(Batch._make, zip(*fields))
+        # Of two processes, one takes the pieces 0, 2, 4, ... and the other 1, 3, 5, ...
+        return itertools.islice(pieces, self.rank, None, self.world_size)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of the forward pass."""

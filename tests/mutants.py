@@ -228,8 +228,8 @@ MUTANTS = [
         ("contract: processes average their sums", "(self.world_size * loss).backward()",
          "loss.backward()"),
         ("contract: all processes read the same rows",
-         "itertools.islice(map(Batch._make, zip(*fields)), self.rank,",
-         "itertools.islice(map(Batch._make, zip(*fields)), 0,")),
+         "itertools.islice(pieces, self.rank,",
+         "itertools.islice(pieces, 0,")),
     *of("minibert/evaluation.py", "tests/test_evaluation.py "
         "tests/test_training.py::test_trap_16_evaluation_is_fixed "
         "tests/test_training.py::test_trap_37_hash_sees_every_part",

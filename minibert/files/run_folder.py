@@ -36,7 +36,7 @@ def finished(run: RunConfig, metadata: dict[str, Any]) -> bool:
     """
     done = (Path(run.out) / "metrics.json").exists()
     if done:
-        _compare(run, metadata)
+        _check_same_run(run, metadata)
         print(f"{run.out}: finished before; nothing to do", flush=True)
         warn_of_other_code([Path(run.out)])
     return done
@@ -50,7 +50,7 @@ def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
     """
     out = Path(run.out)
     if (out / "run.json").exists():
-        _compare(run, metadata)
+        _check_same_run(run, metadata)
         warn_of_other_code([out])
     else:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -68,7 +68,8 @@ def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
     return lock
 
 
-def _compare(run: RunConfig, metadata: dict[str, Any]) -> None:
+def _check_same_run(run: RunConfig, metadata: dict[str, Any]) -> None:
+    """Raise UserError at the first setting in which the folder's run differs from this one."""
     path = Path(run.out) / "run.json"
     try:
         there = json.loads(path.read_text(encoding="utf-8"))

@@ -62,7 +62,8 @@ def _load(folder: str):
     tokenizer.no_padding()
     tokenizer.no_truncation()
     names = [tokenizer.id_to_token(id) or "" for id in range(model.config.vocab_size)]
-    if not isinstance(tokenizer.model, tokenizers.models.WordPiece):  # mark with ##, too
+    if not isinstance(tokenizer.model, tokenizers.models.WordPiece):
+        # Byte-level BPE marks the start of a word; write it as WordPiece does, with ## on the rest.
         names = ["##" * continues + tokenizer.decode([id], skip_special_tokens=False).strip()
                  for id, continues in enumerate(continuations(tokenizer).tolist())]
     return model.eval(), tokenizer, names
