@@ -6,6 +6,7 @@ import sys
 import pytest
 from conftest import BUDGET, ROOT, TOY
 
+from minibert import ModelConfig, load_pretrained
 from minibert.__main__ import main
 from minibert.errors import UserError
 
@@ -64,7 +65,7 @@ def check_places(shown):
             assert "training.backward(" in line
 
 
-def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text):
+def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text, monkeypatch):
     """Catches a student or teacher other than the script's, and terms weighed otherwise."""
     model = [flag if flag != "0.1" else "0" for flag in TOY]
     budget = [*BUDGET, "--log-every", "1", "--corpus", toy_text]
@@ -76,9 +77,15 @@ def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text):
         assert found == pytest.approx(first[name], rel=1e-3, abs=2e-4)
     assert "teacher: " in shown and "2 mlm + 5 kl + 1 cos = " in shown
     check_places(shown)
-    assert f"weights: layers [0] of {teacher}" in shown
+    assert shown.startswith(f"weights: layers [0] of {teacher}\n")
     trained = walk("distilbert", *budget, "--teacher", teacher, "--run", student)
-    assert f"weights: {student}" in trained and trained != shown
+    assert trained.startswith(f"weights: {student}\n") and trained != shown
+    new = walk("distilbert", *budget, "--teacher", teacher, "--init", "random")
+    assert new.startswith("The weights are new")
+    toy = load_pretrained(teacher)[0].config  # whose vocabulary the toy text supports
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelConfig, "preset", classmethod(lambda cls, name: toy))
+        assert walk("distilbert", *budget).startswith("The weights are new")  # the teacher's, too
     with pytest.raises(UserError, match="is a run of distilbert; python -m minibert walk distil"):
         walk("bert", *budget, "--run", student)
     # A run brings its text, its settings and its teacher along; flags go before them.
@@ -98,6 +105,18 @@ def test_walk_says_what_it_walks(walk, toy_text):
     """Catches the script's recipe printed where flags say otherwise."""
     shown = walk("bert", *BUDGET, *TOY, "--corpus", toy_text, "--masking", "dynamic")
     assert "masking dynamic, static_masks 10" in shown
+
+
+def test_walk_says_first_that_new_weights_know_nothing(walk, logged, toy_text):
+    """Catches a reader who takes the probabilities of a new model for what a model learns, and a
+    trained model that is said to know nothing."""
+    flags = [*BUDGET, *TOY, "--corpus", toy_text]
+    first = walk("roberta", *flags).splitlines()[0]
+    assert first.startswith("The weights are new") and "mean nothing yet" in first
+    assert "--run" in first
+    run, _ = logged("train_roberta", *flags)
+    trained = walk("roberta", "--run", run)
+    assert trained.startswith(f"weights: {run}\n") and "mean nothing" not in trained
 
 
 def test_walk_in_five_files(walk, toy_text):
