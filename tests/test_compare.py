@@ -261,6 +261,24 @@ def test_runner_that_is_stopped_stops_its_runs(scripts, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
+def test_a_second_signal_does_not_leave_runs_alone(scripts, monkeypatch):
+    """Catches runs that go on alone because a second SIGTERM came while the first was handled: one
+    from the user, and the same again from `make`."""
+    started = []
+
+    class Process(subprocess.Popen):
+        def send_signal(self, number):
+            os.kill(os.getpid(), signal.SIGTERM)  # the second one, at the worst moment
+            super().send_signal(number)
+
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append(
+        Process(*args, **more)) or started[-1])
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(SystemExit, match="143"):
+        run_all([scripts("slow", "--wait")], jobs=1)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
+
+
 # ---- all of it
 
 @pytest.fixture

@@ -75,6 +75,9 @@ def run_all(runs: list[Run], jobs: int) -> None:
             bar.n = progress()
             bar.refresh()
     finally:
+        # `make` passes the signal on that it gets itself, so a second one may come; the runs must
+        # be told to stop all the same.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for process in running.values():  # they save before they stop
             process.send_signal(signal.SIGTERM)
         for process in running.values():
