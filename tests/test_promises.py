@@ -9,7 +9,6 @@ import json
 import re
 import sys
 
-import numpy as np
 import pytest
 from conftest import ROOT
 from mutants import MUTANTS

@@ -177,7 +177,7 @@ def draw_encoder() -> Any:
 
 
 def draw_masks(clean: Tensor, tokenizer: Tokenizer) -> Any:
-    """One sentence's masks in four epochs: two static ones on the left, dynamic ones on the right."""
+    """One sentence's masks in four epochs: two static ones on the left, new ones on the right."""
     figure, axes = new_figure(10, 7.2, "Static masks come back, dynamic masks are always new", 2)
     settings = mask_settings(RunConfig(out="-"), tokenizer, "cpu")  # the recipes' own
     for plot, title, masker in zip(axes, ("static (BERT), here two masks", "dynamic (RoBERTa)"),
@@ -216,8 +216,8 @@ def draw_soft_targets(logits: Tensor, label: int, tokenizer: Tokenizer) -> Any:
               **{f"teacher, T = {T}": (logits / T).softmax(-1) for T in (1, 2, 8)}}
     figure, axes = new_figure(10, 4.4, "The label names one word, the teacher weighs them all", 4)
     for plot, (title, shares) in zip(axes, panels.items()):
-        bars = plot.barh(range(len(best)), (shares[best] / shares.max()).tolist(), 0.7,
-                         color=[ORANGE if id == label else BLUE for id in best])
+        bars = plot.barh(range(len(best)), (shares[best] / shares.max()).round(decimals=3).tolist(),
+                         0.7, color=[ORANGE if id == label else BLUE for id in best])
         plot.bar_label(bars, [f"{share:.1%}" for share in shares[best].tolist()], padding=5)
         plot.set_title(title, fontweight="bold")
         plot.set(xlim=(0, 1.6), xticks=[])
@@ -230,8 +230,8 @@ def draw_soft_targets(logits: Tensor, label: int, tokenizer: Tokenizer) -> Any:
 def draw_attention(weights: Tensor, names: list[str], position: int, head: str) -> Any:
     """One head's weights (S, S), and what a causal mask would leave of them."""
     figure, axes = new_figure(10, 6.4, "[MASK] looks ahead, which a causal mask would forbid", 2)
-    # A softmax over fewer scores is the softmax over all of them, cut and scaled up. What the layers
-    # below have seen is left as it is.
+    # A softmax over fewer scores is the softmax over all of them, cut and scaled up. (What the
+    # layers below have seen is left as it is.)
     causal = weights.tril() / weights.tril().sum(-1, keepdim=True)
     causal[torch.ones_like(causal, dtype=torch.bool).triu(1)] = torch.nan  # nothing to draw
     for plot, title, shown in zip(axes, (f"bidirectional ({head})", "the same head, causal"),
