@@ -54,7 +54,7 @@ def test_table_of_the_family(family):
         assert int(cells["layers"]) == len(model.encoder.layers)
         scored = json.loads((family / name / "tasks" / "text" / "metrics.json").read_text())
         assert cells["text accuracy"] == f"{scored['score']:.3f}"
-        assert scored["settings"]["max_length"] == 64 and scored["run"] == str(family / name)
+        assert scored["settings"]["max_length"] == 16 and scored["run"] == str(family / name)
 
 
 def test_untaught_student_learns_from_hard_labels_alone(family):
