@@ -120,5 +120,5 @@ def test_the_claim_of_your_own_is_a_claim():
     names = dict(vars(importlib.import_module("minibert.claims.claims")))
     exec(example, names)
     claim = names["CLAIMS"][-1]
-    assert claim.id == "rate" and "--mask-rate" in help_of(f"{names['ROBERTA'].script}.py")
+    assert claim.id == "rate" and "--mask-rate" in help_of(f"{claim.contrasts[0].first.script}.py")
     assert [arm.flags for arm in arms_of(claim)] == ["--mask-rate 0.4", ""]

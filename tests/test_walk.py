@@ -77,9 +77,10 @@ def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text, monkeypatc
         assert found == pytest.approx(first[name], rel=1e-3, abs=2e-4)
     assert "teacher: " in shown and "2 mlm + 5 kl + 1 cos = " in shown
     check_places(shown)
-    assert shown.startswith(f"weights: layers [0] of {teacher}\n")
+    assert f"weights: layers [0] of {teacher}" in shown
     trained = walk("distilbert", *budget, "--teacher", teacher, "--run", student)
-    assert trained.startswith(f"weights: {student}\n") and trained != shown
+    assert f"weights: {student}" in trained and trained != shown
+    assert "weights are new" not in shown + trained
     new = walk("distilbert", *budget, "--teacher", teacher, "--init", "random")
     assert new.startswith("The weights are new")
     toy = load_pretrained(teacher)[0].config  # whose vocabulary the toy text supports
@@ -112,11 +113,10 @@ def test_walk_says_first_that_new_weights_know_nothing(walk, logged, toy_text):
     trained model that is said to know nothing."""
     flags = [*BUDGET, *TOY, "--corpus", toy_text]
     first = walk("roberta", *flags).splitlines()[0]
-    assert first.startswith("The weights are new") and "mean nothing yet" in first
-    assert "--run" in first
+    assert first.startswith("The weights are new") and "--run" in first
     run, _ = logged("train_roberta", *flags)
     trained = walk("roberta", "--run", run)
-    assert trained.startswith(f"weights: {run}\n") and "mean nothing" not in trained
+    assert f"weights: {run}" in trained and "weights are new" not in trained
 
 
 def test_walk_in_five_files(walk, toy_text):

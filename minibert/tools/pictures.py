@@ -216,8 +216,8 @@ def draw_soft_targets(logits: Tensor, label: int, tokenizer: Tokenizer) -> Any:
               **{f"teacher, T = {T}": (logits / T).softmax(-1) for T in (1, 2, 8)}}
     figure, axes = new_figure(10, 4.4, "The label names one word, the teacher weighs them all", 4)
     for plot, (title, shares) in zip(axes, panels.items()):
-        bars = plot.barh(range(len(best)), (shares[best] / shares.max()).tolist(), 0.7,
-                         color=[ORANGE if id == label else BLUE for id in best])
+        bars = plot.barh(range(len(best)), (shares[best] / shares.max()).round(decimals=3).tolist(),
+                         0.7, color=[ORANGE if id == label else BLUE for id in best])
         plot.bar_label(bars, [f"{share:.1%}" for share in shares[best].tolist()], padding=5)
         plot.set_title(title, fontweight="bold")
         plot.set(xlim=(0, 1.6), xticks=[])

@@ -27,8 +27,6 @@ from minibert.training import mask_settings
 
 SCRIPTS = {"bert": "train_bert", "roberta": "train_roberta", "distilbert": "distill"}
 SHOWN = 5  # predictions that are shown in full
-NEW_WEIGHTS = ("The weights are new, and the probabilities mean nothing yet. Name a finished run "
-               "with --run to see what a model has learned.")
 
 
 @torch.no_grad()
@@ -65,7 +63,7 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
         teacher.eval()
         if not run_folder:
             net, layers = make_student(teacher, distill, run.seed)
-            weights = f"layers {layers} of {teacher_folder}" if layers and teacher_folder else ""
+            weights = f"layers {layers} of {teacher_folder or 'a new teacher'}" if layers else ""
         if (its_reader.to_str(), teacher.config.hidden_size) != (reader.to_str(),
                                                                  net.config.hidden_size):
             raise UserError(f"{run_folder} has another vocabulary or width than its teacher "
@@ -89,10 +87,15 @@ def walk(recipe: str, flags: list[str], run_folder: str = "", teacher_folder: st
     teacher_output = teacher and teacher(inputs, attention_mask=batch.attention_mask,
                                          positions=masked_positions)
     source = f"{SCRIPTS[recipe]}.py"
+    new_weights = []
+    if not weights or not (run_folder or teacher_folder):
+        new_weights = ["The weights are new and have learned nothing, so the guesses below mean "
+                       "nothing yet; --run FOLDER shows a trained model.", ""]
     settings = ", ".join(f"{name} {getattr(run, name)}" for name in script.RECIPE)
     return "\n".join([
-        f"weights: {weights}" if weights else NEW_WEIGHTS,
+        *new_weights,
         f"{source}: {inspect.getdoc(script).splitlines()[0]}", f"recipe: {settings}",
+        f"weights: {weights or 'new'}",
         *_text(run.corpus, text, reader),
         *_sequences(clean, batches, text, reader, run.input_format),
         *_mask(batch, reader),
