@@ -12,7 +12,7 @@ from minibert.__main__ import main
 from minibert.claims.exact import PUBLISHED
 from minibert.errors import UserError
 from minibert.masking import IGNORE, mask_tokens
-from minibert.tokenizer import specials, train_tokenizer
+from minibert.tokenizer import special_ids, train_tokenizer
 from minibert.tools import pictures
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -157,7 +157,7 @@ def test_shapes_on_the_arrows_are_the_models(attended):
 def test_masks_are_those_of_mask_tokens(figures, tokenizer):
     """Catches masks that are drawn otherwise than a run draws them, in another epoch's place, or
     in another colour than the legend has."""
-    special = specials(tokenizer)
+    special = special_ids(tokenizer)
     clean = torch.tensor([tokenizer.encode(pictures.SENTENCE).ids])
     colors = {"[MASK]": pictures.BLUE, "random": pictures.ORANGE, "kept": pictures.PALE}
     seen = set()
@@ -197,7 +197,7 @@ def test_soft_targets_are_the_models(figures, model, tokenizer):
     ids = tokenizer.encode(pictures.SENTENCE).ids
     label = tokenizer.token_to_id(pictures.WORD)
     position = ids.index(label)
-    ids[position] = specials(tokenizer).mask
+    ids[position] = special_ids(tokenizer).mask
     logits = model(torch.tensor([ids])).mlm_logits[0, position].detach()
     axes = figures["soft-targets"].axes
     words = [tick.get_text() for tick in axes[0].get_yticklabels()]

@@ -12,10 +12,10 @@ from torch import Tensor
 from minibert.config import ModelConfig, RunConfig
 from minibert.errors import UserError
 from minibert.files.hub import load_pretrained
-from minibert.files.run_folder import written_aside
+from minibert.files.run_folder import atomic_write
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM, readable_attention
-from minibert.tokenizer import specials
+from minibert.tokenizer import special_ids
 from minibert.training import mask_settings
 
 # A held-out sentence of pydocs, in which the right side of the word says more than the left one.
@@ -77,7 +77,7 @@ def draw_pictures(run: str, out: str, sentence: str = "", word: str = "") -> str
         figures = make_figures(model.eval(), tokenizer, sentence or SENTENCE, word or WORD)
         Path(out).mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            with written_aside(Path(out) / f"{name}.svg") as aside:
+            with atomic_write(Path(out) / f"{name}.svg") as aside:
                 # A date or matplotlib's version would change the bytes.
                 figure.savefig(aside, format="svg", metadata={"Date": None, "Creator": None})
     return "\n".join(f"{out}/{name}.svg" for name in figures)
@@ -107,7 +107,7 @@ def blank(tokenizer: Tokenizer, sentence: str, word: str) -> tuple[Tensor, Tenso
     if len(found) != 1 or found[0] not in ids:
         raise UserError(f"{word!r} is not one token of {sentence!r}; name another one with --word")
     clean, position = torch.tensor(ids), ids.index(found[0])
-    masked = clean.where(torch.arange(len(ids)) != position, specials(tokenizer).mask)
+    masked = clean.where(torch.arange(len(ids)) != position, special_ids(tokenizer).mask)
     return clean, masked, position
 
 
@@ -125,8 +125,8 @@ def attention_weights(model: MaskedLM, input_ids: Tensor) -> Tensor:
     found, one_hot = [], torch.eye(len(input_ids))  # (S, S)
     hidden = model.encoder.embeddings(input_ids[None])  # (B, S, H)
     for layer in model.encoder.layers:
-        query = layer.attention.split(layer.attention.query(hidden))  # (B, A, S, D)
-        key = layer.attention.split(layer.attention.key_value(hidden).chunk(2, dim=-1)[0])
+        query = layer.attention.split_heads(layer.attention.query(hidden))  # (B, A, S, D)
+        key = layer.attention.split_heads(layer.attention.key_value(hidden).chunk(2, dim=-1)[0])
         found.append(readable_attention(query, key, one_hot)[0])
         hidden = layer(hidden, None)
     return torch.stack(found)
