@@ -94,7 +94,7 @@ def test_the_guesses_shown_are_a_trained_models(toy_text, monkeypatch, capsys):
     prints in other words by now."""
     [shown] = re.findall(r"^\$ (python -m minibert walk roberta --run .+?)^```", LESSON,
                          re.M | re.S)
-    assert "weights: runs/roberta" in shown and "weights are new" not in shown
+    assert "weights: runs/lesson" in shown and "weights are new" not in shown
     guess = r"^    position +\d+, (?:\S+ [\d.]+%, ){3}\S+ [\d.]+%; '.+' has (.+)%, -log p = (.+)$"
     for percent, loss in (guesses := re.findall(guess, shown, re.M)):
         assert -math.log(float(percent) / 100) == pytest.approx(float(loss), rel=0.05)
