@@ -126,7 +126,7 @@ smoke:
 	@$(MAKE) --no-print-directory models RUNS=runs/smoke PRESET=tiny \
 		FLAGS="--steps 20 --log-every 10 --eval-every 20 --checkpoint-every 10 --eval-targets 4000 --task-rows 60"
 	@$(MAKE) --no-print-directory all GRID=quick NAME=smoke \
-		CLAIMS="--only kl,architecture,size,latency,masking --seeds 2 --tokens 20000"
+		CLAIMS="--only kl,architecture,size,latency,masking --seeds 2 --tokens 80000"
 
 clean:
 	rm -rf runs data/prepared data/tasks
