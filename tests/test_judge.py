@@ -211,6 +211,12 @@ def test_what_a_student_retains():
     assert says["verdict"] == "inconclusive" and "a keeps 93% [" in says["says"]
     same = with_tasks({A: {"x": [0.7, 0.7]}, B: {"x": [0.7, 0.7]}})
     assert retained(A, B, 0.97, same, range(2))["verdict"] == "holds"
+    half = with_tasks({A: {"x": [0.6, 0.6], "y": [0.5, 0.6]},
+                       B: {"x": [0.7, 0.7], "y": [0.5, 0.6]}})
+    assert retained(A, B, 0.97, half, range(2))["shares"].keys() == {"x", "mean"}  # y: 0 of 0
+    guessing = with_tasks({A: {"x": [0.5, 0.5]}, B: {"x": [0.5, 0.51]}})
+    says = retained(A, B, 0.97, guessing, range(2))
+    assert says["verdict"] == "inconclusive: the teacher has learned no task"
     worse = with_tasks({A: {"x": [0.6, 0.6]}, B: {"x": [0.7, 0.7]}})
     assert retained(A, B, 0.97, worse, range(2))["verdict"] == "contradicted"
 

@@ -45,8 +45,13 @@ def kl(vocab_size: int = 2000, limit: float = 1000.0) -> dict[str, Any]:
     sizes = ", ".join(f"{ratio:.2f} at T {T:g}" for T, ratio in size.items())
     return dict(id="kl", says="KL with a one-hot target is cross-entropy; soft-target gradients "
                 "scale as 1/T² only in the limit", verdict="holds" if holds else "contradicted",
-                found=f"they differ by {error:.0e}; gradient times T² against its limit: {sizes}",
+                found=f"the two losses {_difference(error)}; gradient times T² against its limit: "
+                f"{sizes}",
                 published="an identity (Hinton et al. 2015, section 2.1)")
+
+
+def _difference(error: float) -> str:
+    return f"differ by {error:.0e}" if error else "are equal to the last digit"
 
 
 def architecture() -> dict[str, Any]:
@@ -76,7 +81,7 @@ def architecture() -> dict[str, Any]:
                 verdict="holds" if holds else "contradicted",
                 found=f"{len(bert) - len(other)} of {len(bert)} tensors of the base encoders have "
                 f"equal shapes, all but the tables of words, positions and token types; with equal "
-                f"weights the outputs differ by {error:.0e}",
+                f"weights the outputs {_difference(error)}",
                 published="RoBERTa section 3.1: the changes are in the recipe")
 
 

@@ -21,6 +21,7 @@ PLATEAU = 0.5
 UNEQUAL = 0.01  # share by which the tokens of two arms may differ
 LAST_FIFTH = 0.8  # the share of the steps after which the last fifth begins
 RETAIN_MARGIN = 0.03  # a share of the teacher's score that is too small to matter
+LEARNED_TASK = 0.02  # above the most frequent answer: a teacher's lower score is not shared out
 FLOOR_MARGIN = 0.03  # by which a fine-tuned model has to beat each floor of a task
 
 FLOORS = ("majority", "bag_of_words", "overlap", "bigrams")  # scores of a task that need no model
@@ -174,7 +175,7 @@ def judge_claim(claim: Claim, results: Results, seeds: range) -> dict[str, Any]:
     contrasts = [judge(contrast, results, seeds) for contrast in claim.contrasts]
     deciding = contrasts[:claim.decides]
     says = [f"{one['name']}{', in pairs' * (one['measure'] == PAIRS_LOSS)}: {in_words(one)}"
-            for one in contrasts[:max(2, claim.decides)]]
+            for one in contrasts[:max(2, min(3, claim.decides))]]  # the report has all of them
     found = dict(id=claim.id, says=claim.says, verdict=together([c["verdict"] for c in deciding]),
                  published=claim.published, differs=claim.differs, contrasts=contrasts)
     if claim.learns_nsp and (unlearned := nsp_unlearned(claim.learns_nsp, results, seeds)):
@@ -257,9 +258,13 @@ def retained(student: Arm, teacher: Arm, share: float, results: Results, seeds: 
         return {**scores, "mean": float(np.mean(list(scores.values())))} if scores else {}
 
     pairs = [(above(student, seed), above(teacher, seed)) for seed in seeds]
-    shares = {name: [ours[name] / theirs[name] for ours, theirs in pairs] for name in pairs[0][0]}
-    if not shares:
-        return {"shares": {}, "verdict": "refused: no task was fine-tuned", "says": ""}
+    # A share of next to nothing would say nothing.
+    learned = [name for name in pairs[0][0]
+               if all(theirs[name] > LEARNED_TASK for _, theirs in pairs)]
+    shares = {name: [ours[name] / theirs[name] for ours, theirs in pairs] for name in learned}
+    if "mean" not in shares:
+        return {"shares": shares, "verdict": "inconclusive: the teacher has learned no task",
+                "says": f"{teacher.name} scores no better than the most frequent answer"}
     mean, low, high = interval(shares["mean"])
     says = (f"{student.name} keeps {mean:.0%} [{low:.0%}, {high:.0%}] of what {teacher.name} "
             "scores above the most frequent answer")

@@ -299,7 +299,8 @@ def speed_lines(found: dict[str, Any]) -> list[str]:
 # task scores, points in favour of the claim. The third text is what to quote of a claim that was
 # counted or timed and not trained.
 README_ROWS: dict[str, tuple[str, ...]] = {
-    "kl": ("Is KL with a one-hot target cross-entropy?", "an identity", r"differ by [\w+-]+"),
+    "kl": ("Is KL with a one-hot target cross-entropy?", "an identity",
+           r"equal to the last digit|differ by [\w+-]+"),
     "architecture": ("Is RoBERTa's architecture BERT's?", "only the recipe changes",
                      r"\d+ of \d+ tensors"),
     "size": ("How much smaller are half the layers?", "40 % smaller",
