@@ -70,8 +70,8 @@ def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], 
             budgets[arm] = budget_for(arm.budget * unit(arm, grid), update,
                                       tokens_in_a_sequence(its_run, text))
         batch, steps = budgets[arm]
-        # Five evaluations, so that the report can say what the last fifth of the steps gained.
-        every = ["--eval-every", str(max(1, -(-steps // 5)))]
+        # At two and four fifths of the steps, so that the report can say what the last one gained.
+        every = ["--eval-every", str(max(1, -(-2 * steps // 5)))]
         command = [f"{arm.script}.py", *last_of_each([
             *every, *given, "--batch-size", str(batch), "--steps", str(steps)])]
         said = " ".join([corpus, *command]).replace(f"{ROOT}/", "")
