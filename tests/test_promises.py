@@ -12,10 +12,11 @@ import sys
 import pytest
 from conftest import ROOT
 from mutants import MUTANTS
+from readme_table import readme_table
 
 from minibert.claims.claims import CLAIMS
 from minibert.claims.exact import EXACT
-from minibert.claims.verdicts import readme_table, report, speed_lines
+from minibert.claims.verdicts import report, speed_lines
 from minibert.config import DistillConfig
 from minibert.tools.table import family_table
 

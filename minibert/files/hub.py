@@ -190,8 +190,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     safe, plain = folder / "model.safetensors", folder / "pytorch_model.bin"
     weights = read_tensors(safe if safe.exists() and not plain.exists() else plain)
     # The first BERT checkpoints say gamma and beta in their LayerNorms.
-    return {name.replace("LayerNorm.gamma", "LayerNorm.weight")
-            .replace("LayerNorm.beta", "LayerNorm.bias"): tensor for name, tensor in weights.items()}
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        weights = {name.replace(old, new): tensor for name, tensor in weights.items()}
+    return weights
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
