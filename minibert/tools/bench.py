@@ -32,6 +32,7 @@ from minibert.tools.peers import torch_step, transformers_step
 from minibert.training import autocast, clipped_step, optimizer_groups
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+MASKS = dict(seed=0, mask_id=SPECIAL.mask, special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
 
 
 @dataclass
@@ -98,14 +99,13 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
     sentence = run.seq_length - 2 if run.input_format == "full-sentences" else run.seq_length // 5
     masker = StaticMasker(10) if run.masking == "static" else DynamicMasker()
     batches = Batches(random_text(config.vocab_size, sentence), run, SPECIAL, device, masker.dupe)
-    settings = dict(seed=0, vocab_size=config.vocab_size, mask_id=SPECIAL.mask,
-                    special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=1e-4, eps=1e-6, fused=True)
 
     def step() -> None:
         batch = next(batches)
         inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
-                                                  epoch=batch.epoch, **settings)
+                                                  epoch=batch.epoch,
+                                                  vocab_size=config.vocab_size, **MASKS)
         num_predictions = (labels != IGNORE).sum()
         types = batch.token_type_ids if config.type_vocab_size else None
         with autocast(device):
@@ -193,9 +193,8 @@ def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     B, S = bench.batch_size, bench.seq_length
     ids = torch.randint(5, bench.vocab_size, (B, S), device=device)
     sequence_ids = torch.arange(B, device=device)
-    settings = dict(seed=0, vocab_size=bench.vocab_size, mask_id=SPECIAL.mask,
-                    special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
-    draw = lambda masker: lambda: masker(ids, sequence_ids, epoch=3, **settings)
+    draw = lambda masker: lambda: masker(ids, sequence_ids, epoch=3, vocab_size=bench.vocab_size,
+                                         **MASKS)
     cases = [Case(f"{name} masks", draw(masker))
              for name, masker in (("static", StaticMasker(10)), ("dynamic", DynamicMasker()))]
     take_turns(cases, 20 * bench.rounds, device)
