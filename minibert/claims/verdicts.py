@@ -103,8 +103,12 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any] | No
             continue
         parts += _claim(claim, claim["id"] in drawn)
         if claim["id"] == "stack":
-            parts += ["### The family", models_table(claim, results["family"]),
-                      *_blanks(results["family"]["blanks"])]
+            parts += ["### The family", models_table(claim, results["family"])]
+            if blanks := results["family"]["blanks"]:
+                parts += ["### Blanks", "Held-out sentences, and the words that the first model "
+                          "finds likeliest, with each model's probability (seed 0)."]
+                parts += [f"```\n{blank['guesses']}\n```\n\nThe word was *{blank['word']}*."
+                          for blank in blanks]
     if "curves" in drawn:
         parts += ["## Curves", "Lines: training loss; rings: held-out loss; each seed.",
                   "![curves](curves.png)"]
@@ -151,14 +155,12 @@ def _teacher_not_done(claim: dict[str, Any]) -> list[str]:
 
     Then the teacher was not done, and what its student learns may be what any more steps teach.
     """
-    trained_on = [arm for name, arm in claim["arms"].items() if "trained on" in name]
-    teachers = [arm for arm in trained_on if arm["teacher"] in claim["arms"]]
-    if not teachers:
+    trained_on = [name for name in claim["arms"] if "trained on" in name]
+    if not trained_on:
         return []
-    mean = lambda arm: float(np.mean(losses(arm)))
-    teacher = claim["arms"][teachers[0]["teacher"]]
-    worst = claim["arms"][claim["contrasts"][0]["second"]]
-    more, gap = mean(teacher) - mean(teachers[0]), mean(worst) - mean(teacher)
+    mean = lambda name: float(np.mean(losses(claim["arms"][name])))
+    teacher, untaught = claim["arms"][trained_on[0]]["teacher"], claim["contrasts"][0]["second"]
+    more, gap = mean(teacher) - mean(trained_on[0]), mean(untaught) - mean(teacher)
     done = "was not done" if more > gap / 2 else "was nearly done"
     return [f"The teacher {done}: trained on for the student's budget it gains {more:+.3f} nats, "
             f"while {gap:.3f} nats lie between it and the untaught student."]
@@ -206,16 +208,6 @@ def models_table(claim: dict[str, Any], family: dict[str, Any]) -> str:
             f"{scores[floor][task][0]:.3f}" if scores[floor][task] else "" for task in tasks)])
     return _markdown(["model", "layers", "parameters", "of its encoder", "MB", *timed, "MLM loss",
                       *tasks], rows)
-
-
-def _blanks(blanks: list[dict[str, str]]) -> list[str]:
-    """What the family puts into blanks of held-out sentences."""
-    if not blanks:
-        return []
-    return ["### Blanks", "Held-out sentences, and the words that the first model finds likeliest, "
-            "with each model's probability (seed 0).",
-            *(f"```\n{blank['guesses']}\n```\n\nThe word was *{blank['word']}*."
-              for blank in blanks)]
 
 
 def _all_arms(results: dict[str, Any]) -> dict[str, dict]:

@@ -124,10 +124,8 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     model = build_on_meta(lambda: MaskedLM(config), config, theirs, folder)
     decoder = _DECODERS[config.model_type]
     ignored = {f"{decoder}.weight", f"{decoder}.bias", "bert.embeddings.position_ids",
-               "roberta.embeddings.position_ids", "roberta.pooler.dense.weight",
-               "roberta.pooler.dense.bias"}
-    if not config.next_sentence:
-        ignored |= {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+               "roberta.embeddings.position_ids", "bert.pooler.dense.weight",
+               "bert.pooler.dense.bias", "roberta.pooler.dense.weight", "roberta.pooler.dense.bias"}
     ours = {}
     for name, expected in model.state_dict().items():
         names = their_names(config, name)
