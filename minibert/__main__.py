@@ -124,7 +124,7 @@ def main() -> None:
     elif command == "report":
         from minibert.claims.compare import ROOT
         from minibert.claims.verdicts import write_report
-        from minibert.tools.table import read_json
+        from minibert.files.run_folder import read_json
         folder = ROOT / "results" / args.name
         write_report(read_json(folder / "results.json", "is missing; make it with compare"), folder)
     else:
