@@ -38,18 +38,17 @@ _LAYER = {
     "output": ("output.dense", "ffn.lin2"),
     "output_norm": ("output.LayerNorm", "output_layer_norm"),
 }
+# `transformers` also writes the tied decoder, under a name of its own.
 _HEADS = {
     "bert": {"transform": "cls.predictions.transform.dense",
              "transform_norm": "cls.predictions.transform.LayerNorm",
-             "decoder_bias": "cls.predictions.bias", "nsp_head": "cls.seq_relationship"},
+             "decoder": "cls.predictions.decoder", "decoder_bias": "cls.predictions.bias",
+             "nsp_head": "cls.seq_relationship"},
     "roberta": {"transform": "lm_head.dense", "transform_norm": "lm_head.layer_norm",
-                "decoder_bias": "lm_head.bias"},
+                "decoder": "lm_head.decoder", "decoder_bias": "lm_head.bias"},
     "distilbert": {"transform": "vocab_transform", "transform_norm": "vocab_layer_norm",
-                   "decoder_bias": "vocab_projector.bias"},
+                   "decoder": "vocab_projector", "decoder_bias": "vocab_projector.bias"},
 }
-# `transformers` also writes the tied decoder, under a name of its own.
-_DECODERS = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder",
-             "distilbert": "vocab_projector"}
 _DISTILBERT_FIELDS = {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                       "num_attention_heads": "n_heads", "intermediate_size": "hidden_dim",
                       "hidden_act": "activation", "hidden_dropout_prob": "dropout",
@@ -84,7 +83,7 @@ def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -
         theirs = their_names(config, name)
         for their_name, part in zip(theirs, parameter.cpu().chunk(len(theirs))):
             weights[their_name] = part.clone()
-    decoder = _DECODERS[config.model_type]
+    decoder = _HEADS[config.model_type]["decoder"]
     weights[f"{decoder}.weight"] = model.encoder.embeddings.word.weight.detach().cpu().clone()
     weights[f"{decoder}.bias"] = model.decoder_bias.detach().cpu().clone()
     torch.save(weights, folder / "pytorch_model.bin")
@@ -122,7 +121,7 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     theirs = _read_weights(folder)
     config = _read_config(folder, "cls.seq_relationship.weight" in theirs)
     model = build_on_meta(lambda: MaskedLM(config), config, theirs, folder)
-    decoder = _DECODERS[config.model_type]
+    decoder = _HEADS[config.model_type]["decoder"]
     ignored = {f"{decoder}.weight", f"{decoder}.bias", "bert.embeddings.position_ids",
                "roberta.embeddings.position_ids", "bert.pooler.dense.weight",
                "bert.pooler.dense.bias", "roberta.pooler.dense.weight", "roberta.pooler.dense.bias"}
