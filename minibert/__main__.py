@@ -54,8 +54,9 @@ def main() -> None:
     claims.add_argument("--tokens", type=positive, help="tokens of a run, instead of the grid's")
     claims.add_argument("--vocab-size", type=positive,
                         help="size of the vocabulary, instead of the grid's")
-    claims.add_argument("--plan", action="store_true", help="print every run's command instead, "
-                        "with the line that must be done before it, for another engine to run")
+    claims.add_argument("--plan", dest="plan_only", action="store_true", help="print every run's "
+                        "command instead, with the line that must be done before it, for another "
+                        "engine to run")
     again = commands.add_parser("report", help="write a comparison's report and figures again")
     again.add_argument("name", help="the comparison in results/NAME")
     speed = commands.add_parser("bench", help="time our steps and those of other code")
@@ -73,64 +74,62 @@ def main() -> None:
     draw.add_argument("--sentence", default="", help="what to mask [a sentence of pydocs]")
     draw.add_argument("--word", default="", help="the word of it that the teacher has to guess")
     args, flags = parser.parse_known_args()
-    if flags and args.command != "walk":
+    given = vars(args)
+    command = given.pop("command")
+    if flags and command != "walk":
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
 
-    if args.command == "prepare":
+    if command == "prepare":
         from minibert.files.corpus import describe
         vocab_size = args.vocab_size or ModelConfig.preset(pick_preset(args.preset)).vocab_size
         print(describe(args.corpus, args.tokenizer, vocab_size))
-    elif args.command == "fill-mask":
+    elif command == "fill-mask":
         from minibert.tools.fill_mask import fill_mask
         for text in sys.stdin.read().splitlines() if args.text == "-" else [args.text]:
             print(fill_mask(args.runs, text, args.top))
-    elif args.command == "finetune":
+    elif command == "finetune":
         from minibert.tasks.finetune import describe, finetune
-        given = {name: value for name, value in vars(args).items() if name != "command"}
         print(describe(finetune(given.pop("run"), FinetuneConfig(**given))))
-    elif args.command == "classify":
+    elif command == "classify":
         from minibert.tasks.finetune import classify
         rows = [tuple(args.texts)]
         if args.texts == ["-"]:
             rows = [tuple(line.split("\t")) for line in sys.stdin.read().splitlines()]
         print(classify(args.run, rows))
-    elif args.command == "compare":
+    elif command == "compare":
         from minibert.claims.compare import ROOT, compare
         from minibert.claims.verdicts import verdict_lines, write_report
-        given = {name: value for name, value in vars(args).items() if name != "command"}
-        given["plan_only"] = given.pop("plan")
         results = compare(**given)
-        if args.plan:
+        if args.plan_only:
             print(results)
             return
         write_report(results, ROOT / "results" / args.name)
         print(f"{verdict_lines(results)}\n\nresults/{args.name}/report.md has more")
-    elif args.command == "bench":
+    elif command == "bench":
         from minibert.claims.verdicts import speed_table
         from minibert.files.run_folder import ROOT, write_json
         from minibert.tools.bench import bench
-        given = {name: value for name, value in vars(args).items()
-                 if name not in ("command", "name", "json")}
+        name, as_json = given.pop("name"), given.pop("json")
         found = bench(BenchConfig(**given))
-        if args.name:
-            (ROOT / "results" / args.name).mkdir(parents=True, exist_ok=True)
-            write_json(ROOT / "results" / args.name / "bench.json", found)
-        print(json.dumps(found, indent=2) if args.json else speed_table(found))
-    elif args.command == "walk":
+        if name:
+            (ROOT / "results" / name).mkdir(parents=True, exist_ok=True)
+            write_json(ROOT / "results" / name / "bench.json", found)
+        print(json.dumps(found, indent=2) if as_json else speed_table(found))
+    elif command == "walk":
         from minibert.tools.walk import walk
         print(walk(args.recipe, flags, args.run, args.teacher))
-    elif args.command == "pictures":
+    elif command == "pictures":
         from minibert.tools.pictures import draw_pictures
         print(draw_pictures(args.run, args.out, args.sentence, args.word))
-    elif args.command == "report":
+    elif command == "report":
         from minibert.claims.compare import ROOT
         from minibert.claims.verdicts import write_report
-        from minibert.tools.table import read_json
+        from minibert.files.run_folder import read_json
         folder = ROOT / "results" / args.name
         write_report(read_json(folder / "results.json", "is missing; make it with compare"), folder)
     else:
         from minibert.tools import table
-        print(table.info(args.run) if args.command == "info" else table.family_table(args.runs))
+        print(table.info(args.run) if command == "info" else table.family_table(args.runs))
 
 
 if __name__ == "__main__":

@@ -71,10 +71,14 @@ class ModelConfig:
         return cls(**MODEL_PRESETS[name])
 
 
+def sizes_of_width(hidden: int) -> dict[str, int]:
+    """A width, and what follows from it by BERT's rules: heads of 64, a feed-forward of 4 H."""
+    return dict(hidden_size=hidden, num_attention_heads=max(1, hidden // 64),
+                intermediate_size=4 * hidden)
+
+
 def _sizes(layers: int, hidden: int, **other: Any) -> dict[str, Any]:
-    """Layers and width; the rest follows by BERT's rules: heads of 64, a feed-forward of 4 H."""
-    return dict(num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=hidden // 64,
-                intermediate_size=4 * hidden, **other)
+    return dict(num_hidden_layers=layers, **sizes_of_width(hidden), **other)
 
 
 _ROBERTA = dict(model_type="roberta", next_sentence=False, type_vocab_size=1, pad_token_id=1,
@@ -136,8 +140,7 @@ class RunConfig:
     masking: str = setting("dynamic", "masks that repeat, or new ones in each epoch",
                            ("static", "dynamic"))
     static_masks: int = setting(10, "masks made for each sequence when they are static (BERT's "
-                                "dupe_factor)",
-                                "[1, inf)")
+                                "dupe_factor)", "[1, inf)")
     mask_rate: float = setting(0.15, "share of tokens to predict", "(0, 1]")
     whole_word_masking: bool = setting(False, "choose whole words instead of single tokens")
     seq_length: int = setting(128, "tokens in a sequence, special tokens included", "[8, inf)")
@@ -283,13 +286,15 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: 
     if "preset" in given:
         given["preset"] = preset  # which may have been `auto`
     tasks = preset_tasks(preset, given.get("corpus", RunConfig.corpus))
+    defaults = {item.name: item.default for config in (RunConfig, other)
+                for item in dataclasses.fields(config)}
     # From the weakest to the strongest: each source replaces what those before it say.
     sources = {
-        "default": {**_defaults(RunConfig), **_defaults(other), "preset": preset},
+        "default": {**defaults, "preset": preset},
         "recipe": recipe,
         f"preset {preset}": {**MODEL_PRESETS[preset], **RUN_PRESETS[preset],
                              "steps": steps[preset], "tasks": tasks},
-        "--hidden-size": _sizes_of_width(given.get("hidden_size", 0)),
+        "--hidden-size": sizes_of_width(given["hidden_size"]) if "hidden_size" in given else {},
         "flag": given,
     }
     values: dict[str, Any] = {}
@@ -303,17 +308,6 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: 
             print(_describe(config, values, origins, without))
         sys.exit()
     return _make(RunConfig, values), _make(other, values)
-
-
-def _defaults(config: type) -> dict[str, Any]:
-    return {item.name: item.default for item in dataclasses.fields(config)}
-
-
-def _sizes_of_width(hidden: int) -> dict[str, int]:
-    """What --hidden-size brings with it, by BERT's rules; nothing when it is not given."""
-    if not hidden:
-        return {}
-    return dict(num_attention_heads=max(1, hidden // 64), intermediate_size=4 * hidden)
 
 
 def _make(config: type, values: dict[str, Any]) -> Any:

@@ -83,6 +83,14 @@ def autocast(device: str) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def clipped_step(model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Move the weights by the gradient of one loss, clipped to a norm of 1, and forget it."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def join_processes(device: str) -> tuple[int, int]:
     """This process's number and how many there are, from torchrun; 0 and 1 without it."""
     if "WORLD_SIZE" not in os.environ:
@@ -134,7 +142,8 @@ class Training:
             eps=1e-6, fused=True)
         if self.rank == 0:
             self.lock = open_run(run, metadata)  # the folder stays locked while this object lives
-        self._wait_for_all()
+        if self.world_size > 1:
+            dist.barrier()
         self._resume()
         self.interrupted = 0  # a signal is only noted here; the run stops when its step is done
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -210,7 +219,7 @@ class Training:
         Of several processes only the first returns; the others end here.
         """
         if self.world_size > 1:
-            self._wait_for_all()
+            dist.barrier()
             dist.destroy_process_group()
         if self.rank:
             sys.exit()
@@ -268,10 +277,6 @@ class Training:
             dist.all_reduce(received, dist.ReduceOp.MAX)
             self.interrupted = int(received)
         return bool(self.interrupted)
-
-    def _wait_for_all(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
 
     def _log_window(self) -> None:
         """Log the means of the steps since the last line. Only here the device is waited for."""

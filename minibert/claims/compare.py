@@ -86,11 +86,6 @@ def run_all(runs: list[Run], jobs: int) -> None:
         bar.close()
 
 
-def pick_grid(name: str) -> str:
-    """Return the grid's name, with `auto` resolved to what the device can do: quick or gpu."""
-    return name if name != "auto" else "gpu" if pick_device("auto") == "cuda" else "quick"
-
-
 def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
             jobs: int | None = None, tokens: int | None = None, vocab_size: int | None = None,
             plan_only: bool = False) -> dict[str, Any] | str:
@@ -103,10 +98,11 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     corpus or a run cannot be used.
     """
     device = pick_device("auto")
-    chosen_grid = GRIDS[pick_grid(grid)]
+    if grid == "auto":
+        grid = "gpu" if device == "cuda" else "quick"
     size = f" --vocab-size {vocab_size}" if vocab_size else ""
-    chosen_grid = dataclasses.replace(chosen_grid, tokens=tokens or chosen_grid.tokens,
-                                      shape=chosen_grid.shape + size)
+    chosen_grid = dataclasses.replace(GRIDS[grid], tokens=tokens or GRIDS[grid].tokens,
+                                      shape=GRIDS[grid].shape + size)
     ids = [exact.__name__ for exact in EXACT] + [claim.id for claim in CLAIMS]
     chosen = only.split(",") if only else ids
     if unknown := sorted(set(chosen) - set(ids)):

@@ -1,6 +1,5 @@
 """The comparison as a reader sees it: results.json, a table of verdicts, report.md and figures."""
 import json
-import re
 import textwrap
 from functools import partial
 from pathlib import Path
@@ -99,13 +98,17 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any] | No
         parts.append(f"Not asked for: {', '.join(results['left_out'])}.")
     for claim in results["claims"]:
         parts.append(f"## {claim['id']}: {claim['says']}\n\nPublished: {claim['published']}.")
-        if "arms" in claim:
-            parts += _claim(claim, claim["id"] in drawn)
-        else:
+        if "arms" not in claim:
             parts.append(f"{claim['verdict']}: {claim['found']}.")
-        if claim["id"] == "stack" and "arms" in claim:
-            parts += ["### The family", models_table(claim, results["family"]),
-                      *_blanks(results["family"]["blanks"])]
+            continue
+        parts += _claim(claim, claim["id"] in drawn)
+        if claim["id"] == "stack":
+            parts += ["### The family", models_table(claim, results["family"])]
+            if blanks := results["family"]["blanks"]:
+                parts += ["### Blanks", "Held-out sentences, and the words that the first model "
+                          "finds likeliest, with each model's probability (seed 0)."]
+                parts += [f"```\n{blank['guesses']}\n```\n\nThe word was *{blank['word']}*."
+                          for blank in blanks]
     if "curves" in drawn:
         parts += ["## Curves", "Lines: training loss; rings: held-out loss; each seed.",
                   "![curves](curves.png)"]
@@ -120,31 +123,29 @@ def _claim(claim: dict[str, Any], drawn: bool) -> list[str]:
     parts = [claim["differs"], _markdown(
         ["contrast", "question", "measured by", "gain", "each seed", "margin", "verdict"],
         [[c["name"], c["question"], MEASURES[c["measure"]], in_words(c),
-          " ".join(f"{gain:+.3f}" for gain in c["gains"]), f"{c['margin']:g}", c["verdict"]]
+          _each(c["gains"], "+.3f"), f"{c['margin']:g}", c["verdict"]]
          for c in claim["contrasts"]])]
     if "gap" in claim:
         parts.append(f"{claim['gap']['says']}.")
         parts += _teacher_not_done(claim)
     if "retained" in claim:
         parts.append(_markdown(["share of the teacher's score that is kept", "each seed"], [
-            [task, " ".join(f"{share:.0%}" for share in shares)]
-            for task, shares in claim["retained"]["shares"].items()]))
+            [task, _each(shares, ".0%")] for task, shares in claim["retained"]["shares"].items()]))
     if drawn:
         parts.append(f"![{claim['id']}]({claim['id']}.png)")
     parts.append(_markdown(
         ["arm", "loss, full sentences", "loss, pairs", "training loss", "gain of the last fifth",
          "steps", "epochs begun", "tokens", "seconds", "also measured"],
-        [[name, *(" ".join(f"{value:.3f}" for value in values) for values in (
-            losses(arm), losses(arm, "segment-pair"), arm["train_loss"], arm["last_fifth"])),
-          f"{arm['steps']:,}", str(arm["epochs"]), f"{np.mean(arm['tokens']):,.0f}",
-          f"{np.mean(arm['seconds']):.0f}", _besides(arm)] for name, arm in claim["arms"].items()]))
+        [[name, _each(losses(arm)), _each(losses(arm, "segment-pair")), _each(arm["train_loss"]),
+          _each(arm["last_fifth"]), f"{arm['steps']:,}", str(arm["epochs"]),
+          f"{np.mean(arm['tokens']):,.0f}", f"{np.mean(arm['seconds']):.0f}", _besides(arm)]
+         for name, arm in claim["arms"].items()]))
     tasks = task_scores(claim["arms"])
     if len(tasks) > 1 + len(FLOORS):  # of two arms or more
         parts.append("Scores of tasks, each seed. What stands in brackets needs no model, and the "
                      "networks with random weights show what pretraining is worth.")
         parts.append(_markdown(["arm", *tasks["(majority)"]], [
-            [name, *(" ".join(f"{score:.3f}" for score in scores) for scores in row.values())]
-            for name, row in tasks.items()]))
+            [name, *map(_each, row.values())] for name, row in tasks.items()]))
     return [*parts, "```\n" + "\n".join(arm["command"] for arm in claim["arms"].values())
             + "\n```"]
 
@@ -154,14 +155,12 @@ def _teacher_not_done(claim: dict[str, Any]) -> list[str]:
 
     Then the teacher was not done, and what its student learns may be what any more steps teach.
     """
-    trained_on = [arm for name, arm in claim["arms"].items() if "trained on" in name]
-    teachers = [arm for arm in trained_on if arm["teacher"] in claim["arms"]]
-    if not teachers:
+    trained_on = [name for name in claim["arms"] if "trained on" in name]
+    if not trained_on:
         return []
-    mean = lambda arm: float(np.mean(losses(arm)))
-    teacher = claim["arms"][teachers[0]["teacher"]]
-    worst = claim["arms"][claim["contrasts"][0]["second"]]
-    more, gap = mean(teacher) - mean(teachers[0]), mean(worst) - mean(teacher)
+    mean = lambda name: float(np.mean(losses(claim["arms"][name])))
+    teacher, untaught = claim["arms"][trained_on[0]]["teacher"], claim["contrasts"][0]["second"]
+    more, gap = mean(teacher) - mean(trained_on[0]), mean(untaught) - mean(teacher)
     done = "was not done" if more > gap / 2 else "was nearly done"
     return [f"The teacher {done}: trained on for the student's budget it gains {more:+.3f} nats, "
             f"while {gap:.3f} nats lie between it and the untaught student."]
@@ -211,16 +210,6 @@ def models_table(claim: dict[str, Any], family: dict[str, Any]) -> str:
                       *tasks], rows)
 
 
-def _blanks(blanks: list[dict[str, str]]) -> list[str]:
-    """What the family puts into blanks of held-out sentences."""
-    if not blanks:
-        return []
-    return ["### Blanks", "Held-out sentences, and the words that the first model finds likeliest, "
-            "with each model's probability (seed 0).",
-            *(f"```\n{blank['guesses']}\n```\n\nThe word was *{blank['word']}*."
-              for blank in blanks)]
-
-
 def _all_arms(results: dict[str, Any]) -> dict[str, dict]:
     return {name: arm for claim in results["claims"] for name, arm in claim.get("arms", {}).items()}
 
@@ -233,6 +222,11 @@ def _besides(arm: dict[str, Any]) -> str:
     both = [{**pairs, **full} for pairs, full in zip(arm["segment-pair"], arm["full-sentences"])]
     return ", ".join(f"{text} {np.mean([found[name] for found in both]):.3f}"
                      for name, text in names.items() if name in both[0])
+
+
+def _each(values: list[float], form: str = ".3f") -> str:
+    """The values of all seeds, in one cell."""
+    return " ".join(format(value, form) for value in values)
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -274,10 +268,9 @@ def speed_table(found: dict[str, Any]) -> str:
 def speed_lines(found: dict[str, Any]) -> list[str]:
     """What the timings come to: ratios of the same round, the middle one and the middle half."""
     rows = {row["name"]: row for part in ("steps", "masking") for row in found.get(part, [])}
-    best = {name: min(row["seconds"]) for name, row in rows.items() if "seconds" in row}
-    if "RoBERTa" not in best:
-        return []
     timed = {name: np.array(row["seconds"]) for name, row in rows.items() if "seconds" in row}
+    if "RoBERTa" not in timed:
+        return []
 
     def ratio(slow: str, fast: str, unit: str) -> str:
         low, middle, high = np.percentile(timed[slow] / timed[fast], [25, 50, 75])
@@ -287,102 +280,9 @@ def speed_lines(found: dict[str, Any]) -> list[str]:
              ("RoBERTa, dropout .1", "transformers, as shipped"),
              ("RoBERTa", "torch.nn.TransformerEncoder")]
     return [f"{ours} against {peer}: {ratio(peer, ours, 'as fast')}"
-            for ours, peer in peers if peer in best] + [
+            for ours, peer in peers if peer in timed] + [
         f"RoBERTa: {rows['RoBERTa']['share_of_peak']:.0%} of the machine's matrix products",
         "a distilled student's step: "
         f"{ratio('student, distilled', 'student, untaught', 'an untaught one')}"] + [
-        f"{name}: {best[name] / best['RoBERTa']:.2%} of the time of a step of RoBERTa"
-        for name in ("static masks", "dynamic masks") if name in best]
-
-
-# What the README asks of each claim, in words that fit into a row, and what its paper found; of
-# task scores, points in favour of the claim. The third text is what to quote of a claim that was
-# counted or timed and not trained.
-README_ROWS: dict[str, tuple[str, ...]] = {
-    "kl": ("Is KL with a one-hot target cross-entropy?", "an identity",
-           r"equal to the last digit|differ by [\w+-]+"),
-    "architecture": ("Is RoBERTa's architecture BERT's?", "only the recipe changes",
-                     r"\d+ of \d+ tensors"),
-    "size": ("How much smaller are half the layers?", "40 % smaller",
-             r"[\d.]+ ?% (?:fewer|smaller)"),
-    "latency": ("How much faster are half the layers?", "1.63 times as fast",
-                r"[\d.]+ times as fast"),
-    "worth": ("Does pretraining pay on a task?", "+8.6 points"),
-    "capacity": ("Does halving the layers cost anything?", "+2.5 points"),
-    "nsp": ("Is a model without NSP as good?", "-0.4 to +0.7 points"),
-    "masking": ("Are dynamic masks better than ten?", "-0.3 to +0.4 points"),
-    "data": ("Does more text help?", "+0.3 points"),
-    "steps": ("Do more steps help?", "+0.8 to +0.9 points"),
-    "distill": ("Do soft targets help a student?", "+3.0 points"),
-    "soft": ("Do soft targets help on 3 % of the text?", "+12.5 points, in speech"),
-    "terms": ("Does DistilBERT need soft targets?", "+3.0 points"),
-    "retain": ("What share of a score does a student keep?", "97 %", r"[\d.]+ ?%"),
-    "stack": ("Is DistilRoBERTa the better student?", "+2.0 points"),
-}
-
-
-def readme_table(results: dict[str, Any]) -> str:
-    """The claims as a Markdown table of at most 110 characters a row, and a note below it.
-
-    Columns: the question, what was found here, what the paper found, and whether the two agree. A
-    claim that was trained shows its first contrast: the perplexities (e to the loss) of the two
-    arms, and the gain in nats with its 95 % interval. Claims that results.json lacks, and those
-    that README_ROWS does not know, have no row.
-    """
-    rows = [[README_ROWS[claim["id"]][0], _found_in_short(claim), README_ROWS[claim["id"]][1],
-             _agreement(claim)] for claim in results["claims"] if claim["id"] in README_ROWS]
-    table = _markdown(["question", "here: perplexities (gain in nats)", "in the paper", "agrees?"],
-                      rows)
-    return f"{table}\n\n{textwrap.fill(_note(results), 100)}"
-
-
-def _found_in_short(claim: dict[str, Any]) -> str:
-    """What was found, in a few words with their unit."""
-    first = next(iter(claim.get("contrasts", [])), None)
-    quoted = README_ROWS[claim["id"]][2:]
-    if match := re.search(quoted[0], claim["found"]) if quoted else None:
-        return match[0].replace("differ by 0e+00", "equal to the last digit")
-    if first is None:
-        return textwrap.shorten(claim["found"].split(";")[0], 40, placeholder="…")
-    if not first["gains"]:
-        return "not comparable"
-    gain, half = first["gain"], (first["high"] - first["low"]) / 2
-    kind, _, measure = first["measure"].partition(".")
-    if measure != "mlm_loss":  # shares of right answers, as far as they are no losses
-        unit, scale = ("points", 100) if not measure else ("nats", 1)
-        return f"{scale * gain:+.{2 if scale == 1 else 1}f} ± {scale * half:.2g} {unit}"
-    ours, theirs = (np.exp(np.mean([found["mlm_loss"] for found in claim["arms"][arm][kind]]))
-                    for arm in (first["first"], first["second"]))
-    return f"{ours:,.0f} against {theirs:,.0f} ({gain:+.2f} ± {half:.2f})"
-
-
-def _agreement(claim: dict[str, Any]) -> str:
-    """Whether a verdict is the paper's own, in a word or three."""
-    verdict = claim["verdict"]
-    question = next((one["question"] for one in claim.get("contrasts", [])), "")
-    if "not reproduced" in verdict + claim["found"]:
-        return "not reproduced here"
-    if verdict.startswith("no difference"):
-        return "yes" if question == "no worse" else "not reproduced here"
-    words = (("holds", "yes"), ("contradicted", "no"), ("mixed", "in part"))
-    said = next((word for start, word in words if verdict.startswith(start)), "not decided")
-    return f"{said}, early" if "early" in verdict and said != "not decided" else said
-
-
-def _note(results: dict[str, Any]) -> str:
-    """How much was trained, what ± means, and how the tasks' scores stand to their floors."""
-    arms = {name: arm for claim in results["claims"] for name, arm in claim.get("arms", {}).items()}
-    runs = sum(len(arm["seconds"]) for arm in arms.values())
-    minutes = sum(sum(arm["seconds"]) for arm in arms.values()) / 60
-    spent = f"{minutes:.0f} minutes" if minutes < 180 else f"{minutes / 60:.1f} hours"
-    best: dict[str, float] = {}
-    floors: dict[str, float] = {}
-    for arm in arms.values():
-        for task in (arm["tasks"] or [{}])[0]:
-            scores = [done[task]["score"] for done in arm["tasks"]]
-            best[task] = max(best.get(task, 0.0), float(np.mean(scores)))
-            floors[task] = max(arm["tasks"][0][task].get(floor, 0.0) for floor in FLOORS.values())
-    tasks = ", ".join(f"`{task}` {best[task]:.2f} (floor {floors[task]:.2f})" for task in best)
-    return (f"{runs} runs, {spent} of one core, models of {results['grid']['layers']} layers and "
-            f"students of half as many; ± is the 95 % interval over seeds."
-            + f" Best fine-tuned scores, and the floor that needs no model: {tasks}." * bool(tasks))
+        f"{name}: {min(timed[name]) / min(timed['RoBERTa']):.2%} of the time of a step of RoBERTa"
+        for name in ("static masks", "dynamic masks") if name in timed]

@@ -1,7 +1,7 @@
 """Hugging Face folders, written and read: the same weights under the names of `transformers`.
 
-The tables map this package's module names to theirs; {} is the layer's number. They have separate
-key and value projections, which are one matrix here, so that entry holds two names.
+The tables map this package's module names to theirs. They have separate key and value projections,
+which are one matrix here, so that entry holds two names.
 """
 import dataclasses
 import json
@@ -19,46 +19,36 @@ from minibert.files.run_folder import write_json
 from minibert.model import MaskedLM
 from minibert.tokenizer import load_tokenizer, special_ids
 
-_BERT_ENCODER = {
+# Outside the layers, with names that all families share where they have the module.
+_ENCODER = {
     "encoder.embeddings.word": "embeddings.word_embeddings",
     "encoder.embeddings.position": "embeddings.position_embeddings",
     "encoder.embeddings.token_type": "embeddings.token_type_embeddings",
     "encoder.embeddings.norm": "embeddings.LayerNorm",
-    "encoder.layers.{}.attention.query": "encoder.layer.{}.attention.self.query",
-    "encoder.layers.{}.attention.key_value": ("encoder.layer.{}.attention.self.key",
-                                              "encoder.layer.{}.attention.self.value"),
-    "encoder.layers.{}.attention.output": "encoder.layer.{}.attention.output.dense",
-    "encoder.layers.{}.attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
-    "encoder.layers.{}.intermediate": "encoder.layer.{}.intermediate.dense",
-    "encoder.layers.{}.output": "encoder.layer.{}.output.dense",
-    "encoder.layers.{}.output_norm": "encoder.layer.{}.output.LayerNorm",
     "pooler": "pooler.dense",
 }
-_DISTILBERT_ENCODER = {
-    "encoder.embeddings.word": "embeddings.word_embeddings",
-    "encoder.embeddings.position": "embeddings.position_embeddings",
-    "encoder.embeddings.norm": "embeddings.LayerNorm",
-    "encoder.layers.{}.attention.query": "transformer.layer.{}.attention.q_lin",
-    "encoder.layers.{}.attention.key_value": ("transformer.layer.{}.attention.k_lin",
-                                              "transformer.layer.{}.attention.v_lin"),
-    "encoder.layers.{}.attention.output": "transformer.layer.{}.attention.out_lin",
-    "encoder.layers.{}.attention_norm": "transformer.layer.{}.sa_layer_norm",
-    "encoder.layers.{}.intermediate": "transformer.layer.{}.ffn.lin1",
-    "encoder.layers.{}.output": "transformer.layer.{}.ffn.lin2",
-    "encoder.layers.{}.output_norm": "transformer.layer.{}.output_layer_norm",
+# In a layer: what BERT and RoBERTa call our module, and what DistilBERT does.
+_LAYER = {
+    "attention.query": ("attention.self.query", "attention.q_lin"),
+    "attention.key_value": ("attention.self.key attention.self.value",
+                            "attention.k_lin attention.v_lin"),
+    "attention.output": ("attention.output.dense", "attention.out_lin"),
+    "attention_norm": ("attention.output.LayerNorm", "sa_layer_norm"),
+    "intermediate": ("intermediate.dense", "ffn.lin1"),
+    "output": ("output.dense", "ffn.lin2"),
+    "output_norm": ("output.LayerNorm", "output_layer_norm"),
 }
+# `transformers` also writes the tied decoder, under a name of its own.
 _HEADS = {
     "bert": {"transform": "cls.predictions.transform.dense",
              "transform_norm": "cls.predictions.transform.LayerNorm",
-             "decoder_bias": "cls.predictions.bias", "nsp_head": "cls.seq_relationship"},
+             "decoder": "cls.predictions.decoder", "decoder_bias": "cls.predictions.bias",
+             "nsp_head": "cls.seq_relationship"},
     "roberta": {"transform": "lm_head.dense", "transform_norm": "lm_head.layer_norm",
-                "decoder_bias": "lm_head.bias"},
+                "decoder": "lm_head.decoder", "decoder_bias": "lm_head.bias"},
     "distilbert": {"transform": "vocab_transform", "transform_norm": "vocab_layer_norm",
-                   "decoder_bias": "vocab_projector.bias"},
+                   "decoder": "vocab_projector", "decoder_bias": "vocab_projector.bias"},
 }
-# `transformers` also writes the tied decoder, under a name of its own.
-_DECODERS = {"bert": "cls.predictions.decoder", "roberta": "lm_head.decoder",
-             "distilbert": "vocab_projector"}
 _DISTILBERT_FIELDS = {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                       "num_attention_heads": "n_heads", "intermediate_size": "hidden_dim",
                       "hidden_act": "activation", "hidden_dropout_prob": "dropout",
@@ -72,16 +62,17 @@ def their_names(config: ModelConfig, name: str) -> tuple[str, ...]:
     >>> their_names(ModelConfig(), "encoder.layers.3.attention_norm.bias")
     ('bert.encoder.layer.3.attention.output.LayerNorm.bias',)
     """
+    heads, distilbert = _HEADS[config.model_type], config.model_type == "distilbert"
     if name == "decoder_bias":
-        return (_HEADS[config.model_type][name],)
+        return (heads[name],)
     module, kind = name.rsplit(".", 1)
-    if module in _HEADS[config.model_type]:
-        return (f"{_HEADS[config.model_type][module]}.{kind}",)
-    number = next((part for part in module.split(".") if part.isdigit()), "")
-    table = _DISTILBERT_ENCODER if config.model_type == "distilbert" else _BERT_ENCODER
-    theirs = table[module.replace(f".{number}.", ".{}.", 1) if number else module]
-    theirs = (theirs,) if isinstance(theirs, str) else theirs
-    return tuple(f"{config.model_type}.{one.format(number)}.{kind}" for one in theirs)
+    if module in heads:
+        return (f"{heads[module]}.{kind}",)
+    if module in _ENCODER:
+        return (f"{config.model_type}.{_ENCODER[module]}.{kind}",)
+    _, _, number, part = module.split(".", 3)  # encoder.layers.3.attention.query
+    layer = f"{config.model_type}.{'transformer' if distilbert else 'encoder'}.layer.{number}"
+    return tuple(f"{layer}.{one}.{kind}" for one in _LAYER[part][distilbert].split())
 
 
 def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -> None:
@@ -92,7 +83,7 @@ def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -
         theirs = their_names(config, name)
         for their_name, part in zip(theirs, parameter.cpu().chunk(len(theirs))):
             weights[their_name] = part.clone()
-    decoder = _DECODERS[config.model_type]
+    decoder = _HEADS[config.model_type]["decoder"]
     weights[f"{decoder}.weight"] = model.encoder.embeddings.word.weight.detach().cpu().clone()
     weights[f"{decoder}.bias"] = model.decoder_bias.detach().cpu().clone()
     torch.save(weights, folder / "pytorch_model.bin")
@@ -130,12 +121,10 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     theirs = _read_weights(folder)
     config = _read_config(folder, "cls.seq_relationship.weight" in theirs)
     model = build_on_meta(lambda: MaskedLM(config), config, theirs, folder)
-    decoder = _DECODERS[config.model_type]
+    decoder = _HEADS[config.model_type]["decoder"]
     ignored = {f"{decoder}.weight", f"{decoder}.bias", "bert.embeddings.position_ids",
-               "roberta.embeddings.position_ids", "roberta.pooler.dense.weight",
-               "roberta.pooler.dense.bias"}
-    if not config.next_sentence:
-        ignored |= {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}
+               "roberta.embeddings.position_ids", "bert.pooler.dense.weight",
+               "bert.pooler.dense.bias", "roberta.pooler.dense.weight", "roberta.pooler.dense.bias"}
     ours = {}
     for name, expected in model.state_dict().items():
         names = their_names(config, name)
@@ -197,7 +186,10 @@ def _read_config(folder: Path, next_sentence: bool) -> ModelConfig:
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     safe, plain = folder / "model.safetensors", folder / "pytorch_model.bin"
     weights = read_tensors(safe if safe.exists() and not plain.exists() else plain)
-    return {_modern(name): tensor for name, tensor in weights.items()}
+    # The first BERT checkpoints say gamma and beta in their LayerNorms.
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        weights = {name.replace(old, new): tensor for name, tensor in weights.items()}
+    return weights
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -227,9 +219,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if bad:
         raise UserError(f"{path}: the weight {bad[0]} is not finite; copy it again")
     return weights
-
-
-def _modern(name: str) -> str:
-    """A weight's name today: the first BERT checkpoints say gamma and beta in their LayerNorms."""
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta",
-                                                                       "LayerNorm.bias")

@@ -70,12 +70,7 @@ def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
 
 def _check_same_run(run: RunConfig, metadata: dict[str, Any]) -> None:
     """Raise UserError at the first setting in which the folder's run differs from this one."""
-    path = Path(run.out) / "run.json"
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete the folder to start again") \
-            from None
+    there = read_json(Path(run.out) / "run.json", "is missing; delete its folder and run again")
     here = json.loads(json.dumps({"settings": dataclasses.asdict(run), **metadata}))
     for group, values in here.items():
         before = there.get(group)
@@ -120,6 +115,16 @@ def machine() -> dict[str, Any]:
             "machine": {"system": platform.platform(), "processor": processor,
                         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu},
             "commit": commit.stdout.strip() or None, "code": code()}
+
+
+def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    """Read a JSON file. Raises UserError; of a missing file its message ends with `otherwise`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} {otherwise}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is broken ({error}); delete its folder and run again") from None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from minibert.model import Encoder, initialize
 from minibert.tasks.tasks import TASKS, ChoiceData, TaskData, load_task
 from minibert.tasks.zero_shot import zero_shot
 from minibert.tokenizer import load_tokenizer, special_ids
-from minibert.training import learning_rate, optimizer_groups
+from minibert.training import clipped_step, learning_rate, optimizer_groups
 
 
 class SequenceClassifier(nn.Module):
@@ -135,16 +135,15 @@ def finetune_tasks(run: RunConfig, tasks: dict[str, TaskData | ChoiceData]) -> d
     for name, data in tasks.items():
         if isinstance(data, ChoiceData):
             metrics = zero_shot(run.out, data, run.device)
-            print(f"{run.out}: {describe(metrics)}", flush=True)
-            found[name] = {key: value for key, value in metrics.items() if key != "task"}
-            continue
-        out = Path(run.out) / "tasks" / name
-        shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped here
-        # All runs have the same fine-tuning seeds, so what varies between the seeds of pretraining
-        # is the pretraining. Positions beyond run.seq_length have never had a gradient.
-        tune = FinetuneConfig(task=name, out=str(out), device=run.device, seeds=run.task_seeds,
-                              max_length=run.seq_length)
-        metrics = finetune(run.out, tune, data)
+        else:
+            out = Path(run.out) / "tasks" / name
+            shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped here
+            # All runs have the same fine-tuning seeds, so what varies between the seeds of
+            # pretraining is the pretraining. Positions beyond run.seq_length have never had a
+            # gradient.
+            tune = FinetuneConfig(task=name, out=str(out), device=run.device, seeds=run.task_seeds,
+                                  max_length=run.seq_length)
+            metrics = finetune(run.out, tune, data)
         print(f"{run.out}: {describe(metrics)}", flush=True)
         found[name] = {key: value for key, value in metrics.items()
                        if key not in ("task", "run", "settings")}
@@ -190,12 +189,9 @@ def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Ten
                 if soft is not None:
                     kl = soft_target_loss(logits, soft[rows].to(device), tune.temperature)
                     loss = tune.alpha_kl * kl + (1 - tune.alpha_kl) * loss
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, schedule)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                clipped_step(model, loss, optimizer)
                 step += 1
                 bar.update()
     return model

@@ -169,20 +169,20 @@ def load_task(name: str, task_dir: str, rows: int = 0) -> TaskData:
     if len(classes) < 2 or (task.metric != "accuracy" and len(classes) > 2):
         raise UserError(f"{folder}/train.tsv has {len(classes)} different labels; {name} "
                         f"needs two{' or more' * (task.metric == 'accuracy')}")
-    number = {label: number for number, label in enumerate(classes)}
-    return TaskData(name, classes, texts, np.array([number[label] for label in labels]),
-                    dev_texts, np.array([number[label] for label in dev_labels]))
+    return TaskData(name, classes, texts, np.array([classes.index(label) for label in labels]),
+                    dev_texts, np.array([classes.index(label) for label in dev_labels]))
 
 
 def _folder(name: str, task_dir: str) -> Path:
     task = TASKS[name]
     if task_dir:  # the task's own folder, or one that holds it beside others
         inside = Path(task_dir) / task.folder
-        if not inside.is_dir() and not (Path(task_dir) / "train.tsv").exists():
+        if inside.is_dir() or not task.folder:
+            return inside
+        if not (Path(task_dir) / "train.tsv").exists():
             raise UserError(f"{task_dir} holds neither a folder {task.folder} nor a train.tsv; "
-                            "name one that does with --task-dir" if task.folder else
-                            f"{task_dir} holds no train.tsv; name the folder with --task-dir")
-        return inside if inside.is_dir() else Path(task_dir)
+                            "name one that does with --task-dir")
+        return Path(task_dir)
     if not task.folder:
         raise UserError(f"--task-dir is missing; name the folder with {name}'s train.tsv and "
                         "dev.tsv")

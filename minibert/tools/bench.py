@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device
+from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device, sizes_of_width
 from minibert.data import Batches, TokenizedCorpus
 from minibert.errors import UserError
 from minibert.files.corpus import DATA, corpus_path
@@ -30,9 +29,10 @@ from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import Encoder, MaskedLM
 from minibert.tokenizer import SpecialIds
 from minibert.tools.peers import torch_step, transformers_step
-from minibert.training import autocast, optimizer_groups
+from minibert.training import autocast, clipped_step, optimizer_groups
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+MASKS = dict(seed=0, mask_id=SPECIAL.mask, special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
 
 
 @dataclass
@@ -99,14 +99,13 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
     sentence = run.seq_length - 2 if run.input_format == "full-sentences" else run.seq_length // 5
     masker = StaticMasker(10) if run.masking == "static" else DynamicMasker()
     batches = Batches(random_text(config.vocab_size, sentence), run, SPECIAL, device, masker.dupe)
-    settings = dict(seed=0, vocab_size=config.vocab_size, mask_id=SPECIAL.mask,
-                    special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=1e-4, eps=1e-6, fused=True)
 
     def step() -> None:
         batch = next(batches)
         inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
-                                                  epoch=batch.epoch, **settings)
+                                                  epoch=batch.epoch,
+                                                  vocab_size=config.vocab_size, **MASKS)
         num_predictions = (labels != IGNORE).sum()
         types = batch.token_type_ids if config.type_vocab_size else None
         with autocast(device):
@@ -124,22 +123,16 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
                                       num_predictions)
                 cos = cosine_loss(output.hidden, teacher_output.hidden, valid, num_predictions)
                 loss = 2 * loss + 5 * kl + cos
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        clipped_step(model, loss, optimizer)
     return step
 
 
 def model_config(bench: BenchConfig, **other: Any) -> ModelConfig:
     """The model that is timed, without dropout."""
-    values = dict(vocab_size=bench.vocab_size, hidden_size=bench.hidden_size,
-                  num_hidden_layers=bench.num_hidden_layers,
-                  num_attention_heads=bench.hidden_size // 64,
-                  intermediate_size=4 * bench.hidden_size, next_sentence=False,
-                  max_position_embeddings=max(512, bench.seq_length), hidden_dropout_prob=0.0,
-                  attention_probs_dropout_prob=0.0)
-    return ModelConfig(**{**values, **other})
+    values = dict(vocab_size=bench.vocab_size, num_hidden_layers=bench.num_hidden_layers,
+                  max_position_embeddings=max(512, bench.seq_length), next_sentence=False,
+                  hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return ModelConfig(**{**sizes_of_width(bench.hidden_size), **values, **other})
 
 
 def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
@@ -152,27 +145,22 @@ def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     bert, plain = model_config(bench, next_sentence=True), model_config(bench)
     student = model_config(bench, num_hidden_layers=max(1, bench.num_hidden_layers // 2))
     teacher = MaskedLM(plain).to(device).eval()
-    learn = flops_of(student, B, S, M)
+    dropout = model_config(bench, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    full, half = flops_of(plain, B, S, M), flops_of(student, B, S, M)
+    taught = half + flops_of(plain, B, S, M, training=False)
     cases = [
-        Case("BERT", our_step(bert, pairs, device), flops=flops_of(bert, B, S, M)),
-        Case("RoBERTa", our_step(plain, run, device), flops=flops_of(plain, B, S, M)),
-        Case("RoBERTa, dropout .1", our_step(dataclasses.replace(
-            plain, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1), run, device),
-            flops=flops_of(plain, B, S, M)),
-        Case("student, untaught", our_step(student, run, device), flops=learn),
-        Case("student, distilled", our_step(student, run, device, teacher),
-             flops=learn + flops_of(plain, B, S, M, training=False)),
-        Case("torch.nn.TransformerEncoder", torch_step(plain, B, S, device),
-             flops=flops_of(plain, B, S, M))]
+        Case("BERT", our_step(bert, pairs, device), B * S, flops_of(bert, B, S, M)),
+        Case("RoBERTa", our_step(plain, run, device), B * S, full),
+        Case("RoBERTa, dropout .1", our_step(dropout, run, device), B * S, full),
+        Case("student, untaught", our_step(student, run, device), B * S, half),
+        Case("student, distilled", our_step(student, run, device, teacher), B * S, taught),
+        Case("torch.nn.TransformerEncoder", torch_step(plain, B, S, device), B * S, full)]
     try:
-        for name, dropout in (("dropout 0", 0.0), ("as shipped", 0.1)):
-            cases.append(Case(f"transformers, {name}",
-                              transformers_step(plain, B, S, dropout, device),
-                              flops=flops_of(plain, B, S, M)))
+        for name, rate in (("dropout 0", 0.0), ("as shipped", 0.1)):
+            theirs = transformers_step(plain, B, S, rate, device)
+            cases.append(Case(f"transformers, {name}", theirs, B * S, full))
     except ImportError:
         print("to time transformers as well, pip install transformers", file=sys.stderr)
-    for case in cases:
-        case.tokens = B * S
     return relative_to_products(cases, bench, device)
 
 
@@ -192,8 +180,7 @@ def relative_to_products(cases: list[Case], bench: BenchConfig, device: str
 def matrix_products(bench: BenchConfig, device: str) -> list[Case]:
     """The machine's own speed: products of the largest shapes in a step, and of a square."""
     rows, H = bench.batch_size * bench.seq_length, bench.hidden_size
-    gpu = device == "cuda"
-    dtype, side = (torch.bfloat16, 8192) if gpu else (torch.float32, 2048)
+    dtype, side = (torch.bfloat16, 8192) if device == "cuda" else (torch.float32, 2048)
     cases = []
     for m, k, n in ((rows, H, 4 * H), (rows, 4 * H, H), (side, side, side)):
         a, b = (torch.randn(size, dtype=dtype, device=device) for size in ((m, k), (k, n)))
@@ -206,9 +193,8 @@ def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     B, S = bench.batch_size, bench.seq_length
     ids = torch.randint(5, bench.vocab_size, (B, S), device=device)
     sequence_ids = torch.arange(B, device=device)
-    settings = dict(seed=0, vocab_size=bench.vocab_size, mask_id=SPECIAL.mask,
-                    special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
-    draw = lambda masker: lambda: masker(ids, sequence_ids, epoch=3, **settings)
+    draw = lambda masker: lambda: masker(ids, sequence_ids, epoch=3, vocab_size=bench.vocab_size,
+                                         **MASKS)
     cases = [Case(f"{name} masks", draw(masker))
              for name, masker in (("static", StaticMasker(10)), ("dynamic", DynamicMasker()))]
     take_turns(cases, 20 * bench.rounds, device)
@@ -251,12 +237,11 @@ def growth(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     cases = []
     for change in [{}, *changes]:
         one = dataclasses.replace(bench, **change)
-        run = RunConfig(out="none", seq_length=one.seq_length, batch_size=one.batch_size,
-                        compile=bench.compile)
-        cases.append(Case(", ".join(f"{name} {value}" for name, value in change.items()) or "base",
-                          our_step(model_config(one), run, device), one.batch_size * one.seq_length,
-                          flops_of(model_config(one), one.batch_size, one.seq_length,
-                                   max(1, round(0.15 * one.seq_length)))))
+        config, B, S = model_config(one), one.batch_size, one.seq_length
+        run = RunConfig(out="none", seq_length=S, batch_size=B, compile=bench.compile)
+        name = ", ".join(f"{name} {value}" for name, value in change.items()) or "base"
+        flops = flops_of(config, B, S, max(1, round(0.15 * S)))
+        cases.append(Case(name, our_step(config, run, device), B * S, flops))
     return relative_to_products(cases, bench, device)
 
 

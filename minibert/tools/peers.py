@@ -8,7 +8,7 @@ from torch import nn
 
 from minibert.config import ModelConfig
 from minibert.masking import IGNORE
-from minibert.training import autocast
+from minibert.training import autocast, clipped_step
 
 MASK = 4
 
@@ -39,10 +39,7 @@ def transformers_step(config: ModelConfig, B: int, S: int, dropout: float, devic
         batch = collator([{"input_ids": row} for row in chosen.tolist()]).to(device)
         with autocast(device):
             loss = model(**batch).loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        clipped_step(model, loss, optimizer)
     return step
 
 
@@ -65,8 +62,5 @@ def torch_step(config: ModelConfig, B: int, S: int, device: str) -> Callable[[],
             logits = F.linear(states, word.weight)
             loss = F.cross_entropy(logits.flatten(0, 1).float(),
                                    torch.where(hidden, ids, IGNORE).flatten(), ignore_index=IGNORE)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        clipped_step(model, loss, optimizer)
     return step

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from minibert.errors import UserError
+from minibert.files.run_folder import read_json
 
 # (heading, how to get it from a run's metrics, how to write it)
 COLUMNS = (
@@ -89,13 +90,3 @@ def info(folder: str) -> str:
         lines += ["", f"not finished: step {step} of {metadata['settings']['steps']}; run the same "
                       "command again to continue"]
     return "\n".join(lines)
-
-
-def read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    """Read a JSON file. Raises UserError; of a missing file its message ends with `otherwise`."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} {otherwise}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is broken ({error}); delete its folder and run again") from None

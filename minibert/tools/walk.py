@@ -19,10 +19,9 @@ from minibert.errors import UserError
 from minibert.files import corpus
 from minibert.files.corpus import training_part
 from minibert.files.hub import load_pretrained
-from minibert.files.run_folder import ROOT
+from minibert.files.run_folder import ROOT, read_json
 from minibert.masking import IGNORE
 from minibert.student import make_student
-from minibert.tools.table import read_json
 from minibert.training import mask_settings
 
 SCRIPTS = {"bert": "train_bert", "roberta": "train_roberta", "distilbert": "distill"}
