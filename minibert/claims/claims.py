@@ -74,8 +74,8 @@ class Grid:
 
 
 GRIDS = {
-    # `make all`: the same claims on two cores of a laptop. A small vocabulary, short sequences and a
-    # wide initialisation make short runs leave the plateau.
+    # `make all`: the same claims on a laptop. A small vocabulary, short sequences and a wide
+    # initialisation make short runs leave the plateau.
     "quick": Grid("tiny", layers=2, tokens=2_000_000, student=1 / 2,
                   shape="--vocab-size 2048 --initializer-range 0.08",
                   flags="--seq-length 32 --batch-size 32 --learning-rate 0.002"),
