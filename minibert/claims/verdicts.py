@@ -107,7 +107,7 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any] | No
             parts += ["### The family", models_table(claim, results["family"]),
                       *_blanks(results["family"]["blanks"])]
     if "curves" in drawn:
-        parts += ["## Curves", "Lines: training loss; rings: held-out loss; each seed.",
+        parts += ["## Curves", "Crosses are training losses, rings held-out losses, of all seeds.",
                   "![curves](curves.png)"]
     if speed:
         parts += ["## Speed", _speed_setting(speed),
