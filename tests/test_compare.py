@@ -17,10 +17,11 @@ from conftest import BUDGET, TOY
 
 from minibert.__main__ import main
 from minibert.claims import compare as compare_module
+from minibert.claims import figures as figures_module
 from minibert.claims import plan as plan_module
 from minibert.claims.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
 from minibert.claims.compare import Run, compare, run_all
-from minibert.claims.judge import arms_of
+from minibert.claims.judge import arms_of, judge_claim
 from minibert.claims.plan import (plan, plan_lines, read_flags, shape_flags,
                                   slice_tokens, tokens_in_a_sequence, too_small, unit)
 from minibert.claims.verdicts import (_claim, models_table, report, task_scores, verdict_lines,
@@ -372,6 +373,101 @@ def test_figures(toy_grid, tmp_path):
     for name in ("data", "steps", "verdicts"):
         assert (tmp_path / "report" / f"{name}.png").stat().st_size > 5000
         assert f"({name}.png)" in (tmp_path / "report" / "report.md").read_text()
+
+
+def made_up(arm, seed):
+    """Metrics of a run that nobody trained: its own loss, and one that memorises."""
+    loss = 4 + len(arm.name) / 50 + 0.01 * seed * len(arm.flags)
+    loss, training = (12.7, 0.3) if "one static" in arm.name else (loss, loss - 0.1)
+    held_out = {"mlm_loss": loss, "unigram_entropy": 6.1, "kl_to_teacher": loss / 9, "hash": "a"}
+    nsp = {"nsp_accuracy": 0.9, "nsp_majority": 0.5, "nsp_length": 0.5}
+    task = {"score": 0.9 - loss / 20, "majority": 0.2, "metric": "accuracy"}
+    return {"full-sentences": held_out, "segment-pair": {**held_out, **nsp}, "tokens": 1e6,
+            "train_loss": training, "last_fifth": 0.2, "tasks": {"a": task} if arm.tasks else {},
+            "curve": [(100, 6.0), (200, loss)], "seconds": 1.0, "epochs": 1,
+            "layers": 4, "parameters": 1, "disk": 1, "steps": 200}
+
+
+@pytest.fixture
+def drawn(monkeypatch, tmp_path):
+    """The figures of the whole table of claims, by name, with all of their texts laid out."""
+    pytest.importorskip("matplotlib")
+    found = {}
+    save = figures_module._save
+    monkeypatch.setattr(figures_module, "_save", lambda figure, path: (
+        save(figure, path), found.update({path.stem: figure})))
+    results = {(arm, seed): made_up(arm, seed)
+               for claim in CLAIMS for arm in arms_of(claim) for seed in range(3)}
+    claims = [judge_claim(claim, results, range(3)) for claim in CLAIMS]
+    for claim in claims:
+        figures_module.draw(claim, tmp_path / f"{claim['id']}.png")
+    figures_module.draw_verdicts(claims, tmp_path / "verdicts.png")
+    figures_module.draw_curves([
+        {"arm": arm, "seed": seed, "step": step, **line}
+        for arm in ("RoBERTa", "one static mask, small slice", "RoBERTa, half the steps")
+        for seed in range(2) for step, line in (
+            (1, {"mlm": 8.0}), (2, {"mlm": 4.0 + seed}),
+            (2, {"eval": {"mlm_loss": 5.0, "unigram_entropy": 6.1}}))], tmp_path / "curves.png")
+    assert all((tmp_path / f"{name}.png").stat().st_size < 150_000 for name in found)
+    return found
+
+
+def seen(figure):
+    """The texts of a figure that are seen, each with its place in pixels."""
+    from matplotlib.text import Text
+
+    figure.draw_without_rendering()
+    hidden = {tick.label1 for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
+              for tick in axis.get_major_ticks()
+              if not min(axis.get_view_interval()) <= tick.get_loc() <= max(
+                  axis.get_view_interval())}
+    return [(text, text.get_window_extent()) for text in figure.findobj(Text)
+            if text.get_visible() and text.get_text().strip() and text not in hidden]
+
+
+def test_figures_can_be_read(drawn):
+    """Catches texts that overlap, are cut off at the edge or are too small, with the names and the
+    number of contrasts that are published."""
+    assert len(drawn) == len(CLAIMS) + 2
+    for name, figure in drawn.items():
+        texts = seen(figure)
+        for number, (text, place) in enumerate(texts):
+            assert text.get_fontsize() >= 9, (name, text)
+            assert -1 <= place.x0 and place.x1 <= figure.bbox.x1 + 1, (name, text)
+            assert -1 <= place.y0 and place.y1 <= figure.bbox.y1 + 1, (name, text)
+            for other, its_place in texts[:number]:
+                assert not place.padded(-1).overlaps(its_place.padded(-1)), (name, text, other)
+
+
+def test_figures_keep_nats_and_points_apart(drawn):
+    """Catches an axis with two units, an axis on which +0.4 and +1.4 look alike, and a gain whose
+    direction is not said."""
+    for claim in CLAIMS:
+        gains = [axes for axes in drawn[claim.id].axes if axes.get_xlabel().startswith("gain")]
+        units = ["points" if "points" in axes.get_xlabel() else "nats" for axes in gains]
+        tasks = [contrast.measure == "tasks" for contrast in claim.contrasts]
+        assert units == ["nats"] * (not all(tasks)) + ["points"] * any(tasks)
+        rows = [tasks.count(unit == "points") for unit in units]
+        assert [len(axes.get_yticks()) for axes in gains] == rows
+        for axes in gains:
+            assert axes.get_xscale() == "linear"
+            assert "first arm better" in [text.get_text() for text in axes.texts]
+    shown = [" ".join(label.get_text().split())
+             for axes in drawn["verdicts"].axes for label in axes.get_yticklabels()]
+    for claim in CLAIMS:
+        assert any(claim.says in label for label in shown), claim.id
+
+
+def test_figures_say_what_is_seen(drawn):
+    """Catches a gain that runs off its axis unseen, and curves without a title or a legend."""
+    texts = {name: " ".join(" ".join(text.get_text().split()) for text, _ in seen(figure))
+             for name, figure in drawn.items()}
+    gains = drawn["masking"].axes[1]
+    assert gains.get_xlim()[1] < 2.5 and "off the axis" in texts["masking"]
+    assert "nats, holds" in texts["masking"] and texts["masking"].count("memorised") == 1
+    for part in ("healthy", "memorised", "stopped early", "training", "held-out",
+                 "unigram entropy"):
+        assert part in texts["curves"]
 
 
 def test_terminal_and_report_again(toy_grid, tmp_path, monkeypatch, capsys):

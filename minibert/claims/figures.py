@@ -1,8 +1,24 @@
-"""The figures of a report, by matplotlib, which is not needed for anything else."""
+"""The figures of a report, by matplotlib, which is not needed for anything else.
+
+Losses (nats) and scores of tasks (points) are different quantities, so no panel shows both. Every
+axis is linear: a value that runs off it is an arrowhead at the edge, and its number stands at the
+right. Marks differ in shape and in lightness, so that they can be told apart in grey, too.
+"""
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+RING = {"marker": "o", "color": "#08306b", "markerfacecolor": "none"}
+MARKS = {"held-out": RING, "in pairs": {"marker": "s", "color": "0.5"},
+         "training": {"marker": "x", "color": "#e08214"}, "gain of a seed": RING}
+# The scale of a unit (scores are fractions of 1), the end of its axis, beyond which a gain would
+# hide the differences between all others, and what is gained.
+UNITS = {"nats": (1, 2.0, "gain in nats per masked token"),
+         "points": (100, 40.0, "gain in the mean score of the tasks, points of a hundred")}
+MEASURES = {"segment-pair.mlm_loss": "\n(loss in pairs)",
+            "full-sentences.kl_to_teacher": "\n(distance from the teacher)"}
 
 
 def losses(arm: dict[str, Any], kind: str = "full-sentences") -> list[float]:
@@ -11,168 +27,186 @@ def losses(arm: dict[str, Any], kind: str = "full-sentences") -> list[float]:
 
 
 def draw(claim: dict[str, Any], path: Path) -> None:
-    """A claim's arms, its paired gains with their intervals and, where epochs count, its curves."""
-    from matplotlib import pyplot
-
-    curves = claim["id"] == "masking"
-    rows = max(len(claim["arms"]), len(claim["contrasts"]))
-    figure, axes = pyplot.subplots(1, 2 + curves, layout="constrained",
-                                   figsize=(6 * (2 + curves), max(3.5, 1.5 + 0.5 * rows)))
-    _draw_arms(axes[0], claim)
-    _draw_gains(axes[1], claim["contrasts"])
-    if curves:
-        _draw_curves(axes[2], claim["arms"])
-    for plot in axes:
-        plot.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{claim['says']}: {claim['verdict']}", fontsize=11)
-    _save(figure, path)
+    """A claim's losses by arm, its paired gains by unit and, where epochs count, its curves."""
+    panels = []
+    for unit, some in _by_unit(claim["contrasts"]).items():
+        if unit == "nats":
+            panels.append((0.4 * len(claim["arms"]), _draw_arms, claim["arms"], some))
+        names = [one["name"].replace(" against ", "\nagainst ") + MEASURES.get(one["measure"], "")
+                 for one in some]
+        panels.append((0.6 * len(some), _draw_gains, unit, some, names))
+    if claim["id"] == "masking":
+        panels.append((2.5, _draw_curves, claim["arms"]))
+    _draw_panels(panels, f"Claim: {claim['says']}\nVerdict: {claim['verdict']}", path)
 
 
 def draw_verdicts(claims: list[dict[str, Any]], path: Path) -> None:
-    """All claims on one page: the gain of each one's first contrast, which decides it."""
-    from matplotlib import pyplot
-
-    figure, plot = pyplot.subplots(layout="constrained", figsize=(9, 1 + 0.6 * len(claims)))
-    _draw_gains(plot, [claim["contrasts"][0] for claim in claims])
-    plot.set_yticks(range(len(claims)), [
-        f"{claim['id']}: " + claim["contrasts"][0]["name"].replace(" against", "\nagainst")
-        for claim in claims], fontsize=8)
-    plot.set_xscale("symlog", linthresh=0.1)
-    plot.set_xticks([-1, -0.1, 0, 0.1, 1], ["-1", "-0.1", "0", "0.1", "1"])
-    plot.set_xlabel("gain of the first arm in nats per masked token (logarithmic beyond 0.1)\n"
-                    "rings: seeds; line: 95 % interval; grey: too small to be worth a name")
-    plot.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    """All claims on one page, by unit: the gain of each one's first contrast, and its verdict."""
+    # The claim's verdict in place of the contrast's, because several contrasts may decide.
+    firsts = [{**claim["contrasts"][0], "verdict": claim["verdict"], "says": claim["says"]}
+              for claim in claims]
+    _draw_panels([(0.8 * len(some), _draw_gains, unit, some, [
+        textwrap.fill(one["says"], 38) + "\n" + textwrap.fill(f"({one['name']})", 48)
+        for one in some])
+        for unit, some in _by_unit(firsts).items()], "What is claimed, and what was found", path)
 
 
-# Arms whose curves differ in kind; the names in small letters are those of an earlier comparison.
-CURVES = ("roberta", "RoBERTa", "static x1", "one static mask, small slice", "pairs, NSP", "BERT")
+# What is seen in the curves of some arms; small letters are the names of an earlier comparison.
+CURVES = {**dict.fromkeys(("roberta", "RoBERTa"), "healthy:\nboth losses stay together"),
+          **dict.fromkeys(("static x1", "one static mask, small slice"),
+                          "memorised:\nthe held-out loss climbs"),
+          **dict.fromkeys(("full sentences", "RoBERTa, half the steps"),
+                          "stopped early:\nboth losses still fall")}
 
 
 def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
-    """Training losses (lines) and held-out losses (rings) along the runs of some arms, all seeds.
+    """Training losses (crosses) and held-out losses (rings) along some arms' runs, all seeds.
 
     log: the lines of logs.jsonl, with an arm of CURVES at least.
     """
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     arms = [arm for arm in CURVES if any(line["arm"] == arm for line in log)]
-    held_out = [line for line in log if "eval" in line]
-    figure, axes = pyplot.subplots(1, len(arms), sharey=True, squeeze=False, layout="constrained",
-                                   figsize=(4 * len(arms), 4))
-    for plot, arm in zip(axes[0], arms):
-        for seed in sorted({line["seed"] for line in log}):
-            own = [line for line in log if (line["arm"], line["seed"]) == (arm, seed)
-                   and "mlm" in line]
-            plot.plot([line["step"] for line in own], [line["mlm"] for line in own], color="0.6",
-                      linewidth=0.8)
-        own = [line for line in held_out if line["arm"] == arm]
-        plot.plot([line["step"] for line in own], [line["eval"]["mlm_loss"] for line in own], "o",
-                  color="black", markerfacecolor="none", markersize=4)
-        for line in held_out[:1]:
-            plot.axhline(line["eval"]["unigram_entropy"], linestyle=":", color="black")
-        plot.set_title(arm, fontsize=10)
-        plot.set_xlabel("steps")
-        plot.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("loss, nats per masked token\n(dotted: the unigram entropy)")
+    figure = Figure(figsize=(3.4 * len(arms), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(arms), sharex=True, sharey=True, squeeze=False)[0]
+    for plot, arm in zip(axes, arms):
+        own = [line for line in log if line["arm"] == arm]
+        training = [(line["step"], line["mlm"]) for line in own if "mlm" in line]
+        evals = [(line["step"], line["eval"]["mlm_loss"]) for line in own if "eval" in line]
+        for kind, size, found in (("training", 2, training), ("held-out", 6, evals)):
+            plot.plot(*zip(*found), linestyle="none", markersize=size, label=kind, **MARKS[kind])
+        for unigram in {line["eval"]["unigram_entropy"] for line in own if "eval" in line}:
+            plot.axhline(unigram, linestyle=":", color="black", label="unigram entropy")
+        plot.set(title=f"{CURVES[arm]}\n({arm})", xlabel="steps")
+    axes[0].set(ylim=(0, None), ylabel="loss, nats per masked token")
+    _save(figure, path)
+
+
+def _draw_panels(panels: list[tuple], title: str, path: Path) -> None:
+    """Draw panels one below the other: the height of one, what draws it, and its arguments."""
+    from matplotlib.figure import Figure
+
+    heights = [1.1 + height for height, *_ in panels]
+    figure = Figure(figsize=(10, 1.2 + sum(heights)))
+    figure.set_layout_engine("constrained", h_pad=0.1)
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for plot, (_, draw_it, *about) in zip(axes, panels):
+        draw_it(plot, *about)
+    figure.suptitle("\n".join(textwrap.fill(line, 95) for line in title.splitlines()),
+                    x=0.02, ha="left", fontsize=12)
     _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
+    """Add one legend for all panels, and write 16 shades of each colour, for a small file."""
+    from matplotlib.image import imread, imsave
 
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    pyplot.close(figure)
-
-
-def _draw_arms(plot: Any, claim: dict[str, Any]) -> None:
-    """Each seed a ring, a stroke for the mean; a square and grey for the second measure."""
-    arms = claim["arms"]
-    kinds = dict.fromkeys(contrast["measure"].split(".")[0] for contrast in claim["contrasts"])
-    for kind, shade, sign, shift, above in zip(kinds, ("black", "grey"), "os", (0, 0.25), (9, -16)):
-        for row, arm in enumerate(arms.values()):
-            values = losses(arm, kind)
-            plot.plot(values, [row + shift] * len(values), sign, color=shade,
-                      markerfacecolor="none", label=kind if row == 0 else None)
-            plot.plot([np.mean(values)], [row + shift], "|", color=shade, markersize=16)
-            plot.annotate(f"{np.mean(values):.2f}", (np.mean(values), row + shift),
-                          xytext=(0, above), textcoords="offset points", ha="center", fontsize=8,
-                          color=shade)
-    unigram = next(iter(arms.values()))["full-sentences"][0]["unigram_entropy"]
-    plot.axvline(unigram, linestyle=":", color="grey")
-    plot.annotate(" unigram", (unigram, len(arms) - 0.5), fontsize=8, color="grey")
-    plot.set_yticks(range(len(arms)), list(arms))
-    plot.set_ylim(len(arms) - 0.4, -0.6)
-    plot.set_xlabel("held-out loss, nats per masked token (less is better)")
-    if len(kinds) > 1:
-        plot.legend(fontsize=8)
+    for plot in figure.axes:
+        plot.spines[["top", "right"]].set_visible(False)
+    named = {name: mark for plot in figure.axes if not plot.get_legend()
+             for mark, name in zip(*plot.get_legend_handles_labels())}
+    figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=9)
+    figure.savefig(path, dpi=120)
+    imsave(path, np.round(15 * imread(path)[..., :3]) / 15, metadata={"Software": None})
 
 
-def _draw_gains(plot: Any, contrasts: list[dict[str, Any]]) -> None:
-    """Each seed's gain a ring, the mean with its 95 % interval; the margin a grey band."""
+def _by_unit(contrasts: list[dict[str, Any]]) -> dict[str, list[dict]]:
+    """The contrasts whose gains may share an axis."""
+    points = [one for one in contrasts if one["measure"] == "tasks"]
+    nats = [one for one in contrasts if one not in points]
+    return {unit: some for unit, some in (("nats", nats), ("points", points)) if some}
+
+
+def _mark(plot: Any, values: list[float], row: float, limit: float, kind: str) -> None:
+    """Mark a value for each seed, with an arrowhead for those that run off the axis."""
+    inside = [value for value in values if abs(value) <= limit]
+    plot.plot(inside, [row] * len(inside), linestyle="none", label=kind, **MARKS[kind])
+    for sign in {np.sign(value) for value in values if abs(value) > limit}:
+        plot.plot(sign * limit, row, linestyle="none", label="off the axis",
+                  **{**MARKS[kind], "marker": ">" if sign > 0 else "<"})
+
+
+def _rows(plot: Any, names: list[str], says: list[str], measured: str) -> None:
+    """Name the rows at the left and say at the right, where nothing else is drawn, what is seen."""
+    plot.set_yticks(range(len(names)), names, fontsize=9)
+    plot.set(ylim=(len(names) - 0.5, -0.5), xlabel=measured)
+    right = plot.secondary_yaxis("right")
+    right.set_yticks(range(len(says)), [textwrap.fill(one, 34) for one in says], fontsize=9)
+    right.tick_params(length=0)
+    right.spines["right"].set_visible(False)
+
+
+def _draw_arms(plot: Any, arms: dict[str, dict], contrasts: list[dict]) -> None:
+    """Each arm's losses, a mark for each seed, and their means at the right."""
+    pairs = any(one["measure"].startswith("segment-pair") for one in contrasts)
+    says = []
+    for row, arm in enumerate(arms.values()):
+        found = {"held-out": losses(arm)}
+        found |= {"in pairs": losses(arm, "segment-pair")} if pairs else {}
+        found |= {"training": arm["train_loss"]}
+        unigram = arm["full-sentences"][0]["unigram_entropy"]
+        for shift, kind in zip(np.linspace(-0.15, 0.15, len(found)), found):
+            _mark(plot, found[kind], row + shift, unigram + 1, kind)
+        says.append(", ".join(f"{kind} {np.mean(found[kind]):.2f}" for kind in found))
+        if np.mean(found["training"]) < unigram < np.mean(found["held-out"]):
+            says[-1] += ": memorised"  # new text is harder for it than for counts of words
+    plot.axvline(unigram, linestyle=":", color="black", label="unigram entropy")
+    _rows(plot, list(arms), says, "loss, nats per masked token (less is better)")
+
+
+def _draw_gains(plot: Any, unit: str, contrasts: list[dict], names: list[str]) -> None:
+    """Each seed's gain, the mean with its 95 % interval, and the verdict at the right."""
+    (scale, limit, gained), says = UNITS[unit], []
     for row, one in enumerate(contrasts):
-        plot.fill_betweenx([row - 0.3, row + 0.3], -one["margin"], one["margin"], color="0.9")
-        if not one["gains"]:
-            plot.annotate(one["verdict"].split(":")[0], (0, row), fontsize=8)
-            continue
-        plot.plot([one["low"], one["high"]], [row, row], color="black")
-        plot.plot(one["gains"], [row] * len(one["gains"]), "o", color="black",
-                  markerfacecolor="none")
-        plot.annotate(f"{one['gain']:+.3f}: {one['verdict'].split(' (')[0]}", (one["gain"], row),
-                      xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8)
+        plot.fill_betweenx([row - 0.3, row + 0.3], -scale * one["margin"], scale * one["margin"],
+                           color="0.88", label="margin: less is too small to matter")
+        # The band shows the margin, and the report has the reasons of a refusal.
+        short = one["verdict"].replace(f" beyond ±{one['margin']:g}", "")
+        says.append(short.replace(" (early)", ", early").split(" (")[0])
+        if one["gains"]:
+            says[-1] = f"{scale * one['gain']:+.{2 if scale == 1 else 1}f} {unit}, {says[-1]}"
+            found = [scale * one[key] for key in ("low", "gain", "high")]
+            plot.plot(np.clip(found, -limit, limit), [row] * 3, "|-", color="black",
+                      markersize=12, label="mean with its 95 % interval")
+            _mark(plot, [scale * gain for gain in one["gains"]], row, limit, "gain of a seed")
     plot.axvline(0, color="grey", linewidth=0.8)
-    plot.set_yticks(range(len(contrasts)), [
-        one["name"].replace(" against", "\nagainst")
-        + ", in pairs" * one["measure"].startswith("segment-pair") for one in contrasts],
-        fontsize=8)
-    plot.set_ylim(len(contrasts) - 0.4, -0.6)
-    plot.margins(x=0.25)
-    plot.locator_params(axis="x", nbins=5)
-    plot.set_xlabel("gain of the first, nats; 95 % interval, paired seeds")
+    plot.annotate("first arm better", (0, 1), xycoords=plot.get_xaxis_transform(), va="bottom",
+                  xytext=(12, 6), textcoords="offset points", fontsize=9,
+                  bbox={"boxstyle": "rarrow", "facecolor": "0.95", "edgecolor": "0.4"})
+    _rows(plot, names, says, gained)
 
 
 def _draw_curves(plot: Any, arms: dict[str, dict]) -> None:
-    """Held-out losses along the runs, a line for each seed; the first one's end has the name."""
-    for style, shade, shift, (name, arm) in zip(("-", "--", ":"), ("black", "black", "grey"),
-                                                (-6, 0, 8), arms.items()):
-        for curve in arm["curve"]:
-            plot.plot(*zip(*curve), style, color=shade, linewidth=1 + (style == ":"))
-        if arm["curve"][0]:
-            plot.annotate(name, arm["curve"][0][-1], xytext=(4, shift), fontsize=8, color=shade,
-                          textcoords="offset points", va="center", annotation_clip=False)
-    plot.margins(x=0.15)
-    plot.set_xlabel("steps")
-    plot.set_ylabel("held-out loss, nats per masked token")
+    """Held-out losses along the runs, a line for each seed; where one leaves, the legend says."""
+    for style, (name, arm) in zip(("-", "--", ":"), arms.items()):
+        ends = f"{name}\n(ends at {np.mean(losses(arm)):.2f})"
+        for number, curve in enumerate(arm["curve"]):
+            plot.plot(*zip(*curve), style, color="0.2", label=None if number else ends)
+    top = min(plot.get_ylim()[1], arm["full-sentences"][0]["unigram_entropy"] + 2)
+    plot.set(ylim=(None, top), xlabel="steps", ylabel="held-out loss, nats\nper masked token")
+    plot.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def draw_speed(found: dict[str, Any], path: Path) -> None:
     """What each timed step achieves of the machine's matrix products: by name, and by its size."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    figure, (named, sized) = pyplot.subplots(1, 2, layout="constrained", figsize=(12, 4))
-    roof = found["steps"][-1]["flops_per_second"] / 1e9  # the matrix products come last
-    for row, step in enumerate(found["steps"]):
-        named.barh(row, step["flops_per_second"] / 1e9, color="0.6", height=0.6)
-        named.annotate(f" {step['flops_per_second'] / 1e9 / roof:.0%}",
-                       (step["flops_per_second"] / 1e9, row), va="center", fontsize=8)
-    named.set_yticks(range(len(found["steps"])), [step["name"] for step in found["steps"]],
-                     fontsize=8)
+    rate = lambda rows: [row["flops_per_second"] / 1e9 for row in rows]
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    named, sized = figure.subplots(1, 2)
+    rates, growth = rate(found["steps"]), found.get("growth", [])
+    # The matrix products come last.
+    bars = named.barh([step["name"] for step in found["steps"]], rates, color="0.6", height=0.6)
+    named.bar_label(bars, [f"{one / rates[-1]:.0%}" for one in rates], padding=3, fontsize=9)
     named.invert_yaxis()
     named.set_xlabel("needed arithmetic done in a second, GFLOP/s")
-    growth = found.get("growth", [])
-    for row in growth[-1:]:
-        sized.axhline(row["flops_per_second"] / 1e9, color="black", label="matrix products")
+    for row in rate(growth[-1:]):
+        sized.axhline(row, color="black", label="matrix products")
     for other, sign in (("batch_size", "o"), ("seq_length", "s"), ("num_hidden_layers", "^")):
         rows = [row for row in growth if row["name"].startswith((other, "base"))]
         rows.sort(key=lambda row: row["flops"])
-        sized.plot([row["flops"] / 1e9 for row in rows],
-                   [row["flops_per_second"] / 1e9 for row in rows], sign + "-", color="black",
+        sized.plot([row["flops"] / 1e9 for row in rows], rate(rows), sign + "-", color="black",
                    linewidth=0.5, markerfacecolor="none", label=f"other {other}")
-    sized.set_xscale("log")
-    sized.set_ylim(0, 1.15 * roof)
-    sized.set_xlabel("arithmetic that one step of RoBERTa needs, GFLOP")
-    sized.set_ylabel("GFLOP/s")
-    sized.legend(fontsize=8, loc="lower right")
-    for plot in (named, sized):
-        plot.spines[["top", "right"]].set_visible(False)
+    sized.set(xscale="log", ylim=(0, 1.15 * rates[-1]), ylabel="GFLOP/s",
+              xlabel="arithmetic that one step of RoBERTa needs, GFLOP")
     _save(figure, path)

@@ -110,7 +110,7 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any] | No
                 parts += [f"```\n{blank['guesses']}\n```\n\nThe word was *{blank['word']}*."
                           for blank in blanks]
     if "curves" in drawn:
-        parts += ["## Curves", "Lines: training loss; rings: held-out loss; each seed.",
+        parts += ["## Curves", "Crosses are training losses, rings held-out losses, of all seeds.",
                   "![curves](curves.png)"]
     if speed:
         parts += ["## Speed", _speed_setting(speed),
