@@ -197,6 +197,8 @@ def test_more_is_better_in_tasks(runs):
     says = judge(Contrast(A, B, "better", 0.01, TASKS), found, range(2))
     assert says["gains"] == [pytest.approx(0.1)] * 2 and says["verdict"] == "holds"
     assert in_words(says).startswith("+10.0 points [+10.0, +10.0], 25.0 against 15.0 above")
+    says = judge(Contrast(A, B, "better", 0.3, TASKS), found, range(2))
+    assert says["verdict"] == "no difference beyond ±30 points"
     says = judge(Contrast(A, B, "better", 0.01, TASKS), runs(), range(3))
     assert says["verdict"] == "refused: a was not fine-tuned on any task"
 

@@ -105,7 +105,9 @@ def judge(contrast: Contrast, results: Results, seeds: range) -> dict[str, Any]:
     gains = [sign * (first - second) for first, second in zip(*values)]
     mean, low, high = interval(gains)
     says = verdict(contrast.question, low, high, contrast.margin)
-    if contrast.measure != TASKS:
+    if contrast.measure == TASKS:
+        says = says.replace(f"±{contrast.margin:g}", f"±{100 * contrast.margin:g} points")
+    else:
         last = max(np.mean([results[arm, seed]["last_fifth"] for seed in seeds]) for arm in arms)
         if abs(mean) < last:
             says += " (early)"
