@@ -149,6 +149,9 @@ def test_a_slice_is_read_equally_often_on_any_corpus(text, tmp_path):
     claim = Claim("x", "", (Contrast(arm, student, "better"),), "", "")
     run = plan((claim,), grid, range(1), [], tmp_path, text, "")[arm, 0]
     assert run.command[run.command.index("--data-tokens") + 1] == "1000"
+    every, steps = (int(run.command[run.command.index(flag) + 1])
+                    for flag in ("--eval-every", "--steps"))
+    assert 9 <= steps / every <= 10  # its curve; where there is none, the last fifth is looked at
     assert too_small(claim, grid, text) == ""
     more = dataclasses.replace(grid, tokens=20 * len(text.tokens) + 400)
     assert too_small(claim, more, text).startswith(f"the corpus has {len(text.tokens):,} tokens, ")

@@ -114,8 +114,8 @@ QUARTER_STEPS = Arm("RoBERTa, a quarter of the steps", budget=0.25)
 # Paper: Liu et al. 2019, section 4.1: ten masks in 40 epochs, so that each mask is seen four times.
 EPOCHS = 40
 SLICE = 0.5 / EPOCHS  # for runs of half the budget
-_STATIC = "--eval-every 250 --masking static --static-masks"
-DYNAMIC = Arm("dynamic masks, small slice", flags="--eval-every 250", budget=0.5, text=SLICE)
+_STATIC = "--masking static --static-masks"
+DYNAMIC = Arm("dynamic masks, small slice", budget=0.5, text=SLICE)
 STATIC_10 = Arm("ten static masks, small slice", flags=f"{_STATIC} 10", budget=0.5, text=SLICE)
 STATIC_1 = Arm("one static mask, small slice", flags=f"{_STATIC} 1", budget=0.5, text=SLICE)
 FOUR_SLICES = Arm("four times the small slice", budget=0.5, text=4 * SLICE)

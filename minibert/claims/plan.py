@@ -2,6 +2,7 @@
 import hashlib
 import importlib
 import json
+import math
 import re
 import shlex
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], 
                                       tokens_in_a_sequence(its_run, text))
         batch, steps = budgets[arm]
         # At two and four fifths of the steps, so that the report can say what the last one gained.
-        every = ["--eval-every", str(max(1, -(-2 * steps // 5)))]
+        # A slice that is read again and again has a curve to show.
+        every = ["--eval-every", str(max(1, math.ceil(steps * (0.1 if arm.text else 0.4))))]
         command = [f"{arm.script}.py", *last_of_each([
             *every, *given, "--batch-size", str(batch), "--steps", str(steps)])]
         said = " ".join([corpus, *command]).replace(f"{ROOT}/", "")
