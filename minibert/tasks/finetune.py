@@ -99,9 +99,9 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
         untaught = [judge(learn(None, seed))[1] for seed in seeds]
         beside["without_teacher"] = float(np.mean([data.score(guesses) for guesses in untaught]))
     models = [learn(soft, seed) for seed in seeds]
-    scores = [data.score(judge(model)[1]) for model in models]
-    model = models[0]
-    logits, guesses = judge(model)
+    judged = [judge(model) for model in models]
+    scores = [data.score(guesses) for _, guesses in judged]
+    model, (logits, guesses) = models[0], judged[0]  # the classifier that is kept
     metrics = {"task": data.name, "metric": data.metric, "dev_rows": len(guesses),
                "score": float(np.mean(scores)), "scores": scores, **data.floors(), **beside,
                "run": run, "settings": dataclasses.asdict(tune)}
