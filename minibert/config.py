@@ -156,8 +156,8 @@ class RunConfig:
     log_every: int = setting(50, "steps between lines of log.jsonl", "[1, inf)")
     eval_every: int = setting(500, "steps between evaluations", "[1, inf)")
     checkpoint_every: int = setting(500, "steps between checkpoints", "[1, inf)")
-    tasks: str = setting("none", "fine-tune on these in the end, separated by commas; none "
-                         "means no task")
+    tasks: str = setting("none", "score the run on these in the end, fine-tuned where they have "
+                         "labels; separated by commas, and none means no task")
     task_dir: str = setting("", "a folder with the tasks' folders, in GLUE's layout [they are "
                             "downloaded, or made of pydocs]")
     task_rows: int = setting(0, "use only the first rows of each train.tsv; 0 means as many as "

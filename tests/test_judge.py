@@ -231,6 +231,17 @@ def test_floors_are_beaten_by_a_margin():
         "x 0.800 beats majority 0.500, y 0.720 does not beat bigrams 0.700")
 
 
+def test_a_claim_says_how_its_arm_stands_to_the_floors(runs):
+    """Catches floors that are looked at for another arm, or for none."""
+    found = runs()
+    for seed in range(3):
+        found[B, seed]["tasks"] = {"x": {"score": 0.9, "majority": 0.5}}
+    said = lambda **more: judge_claim(Claim("x", "", (Contrast(A, B, "better"),), "", "", **more),
+                                      found, range(3))["found"]
+    assert said(beats_floors=B).endswith("; x 0.900 beats majority 0.500")
+    assert "majority" not in said()
+
+
 # ---- what a claim asks for besides
 
 def test_nsp_has_to_be_learned_first(runs):

@@ -12,6 +12,7 @@ import numpy as np
 
 from minibert.claims.claims import KL_TO_TEACHER, PAIRS_LOSS, TASKS, Arm, Claim, Contrast
 from minibert.errors import UserError
+from minibert.tools.table import FLOORS
 
 # Two-sided 95 % points of Student's t, by degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -23,8 +24,6 @@ LAST_FIFTH = 0.8  # the share of the steps after which the last fifth begins
 RETAIN_MARGIN = 0.03  # a share of the teacher's score that is too small to matter
 LEARNED_TASK = 0.02  # above the most frequent answer: a teacher's lower score is not shared out
 FLOOR_MARGIN = 0.03  # by which a fine-tuned model has to beat each floor of a task
-
-FLOORS = ("majority", "bag_of_words", "overlap", "bigrams")  # scores of a task that need no model
 
 Results = dict[tuple[Arm, int], dict[str, Any]]  # an arm and a seed: what `metrics_of` returns
 
@@ -191,8 +190,8 @@ def judge_claim(claim: Claim, results: Results, seeds: range) -> dict[str, Any]:
         found["retained"] = retained(*claim.retains, results, seeds)
         found["verdict"] = found["retained"]["verdict"]
         says = [found["retained"]["says"]]
-    if claim.id == "worth":
-        says.append(above_floors(claim.contrasts[0].first, results, seeds))
+    if claim.beats_floors:
+        says.append(above_floors(claim.beats_floors, results, seeds))
     return {**found, "found": "; ".join(says),
             "arms": {arm.name: arm_results(arm, results, seeds) for arm in arms_of(claim)}}
 
@@ -282,7 +281,7 @@ def above_floors(arm: Arm, results: Results, seeds: range) -> str:
     says = []
     for name, first in results[arm, seeds[0]]["tasks"].items():
         score = np.mean([results[arm, seed]["tasks"][name]["score"] for seed in seeds])
-        best = max((floor for floor in FLOORS if floor in first), key=first.get)
+        best = max((floor for floor in FLOORS.values() if floor in first), key=first.get)
         beats = "beats" if score > first[best] + FLOOR_MARGIN else "does not beat"
         says.append(f"{name} {score:.3f} {beats} {best.replace('_', ' ')} {first[best]:.3f}")
     return ", ".join(says)
