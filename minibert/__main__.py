@@ -68,11 +68,6 @@ def main() -> None:
     steps.add_argument("recipe", choices=("bert", "roberta", "distilbert"))
     steps.add_argument("--run", default="", help="a finished run, whose weights and text to use")
     steps.add_argument("--teacher", default="", help="for distilbert: a finished run to learn from")
-    draw = commands.add_parser("pictures", help="draw the lesson's five pictures, by matplotlib")
-    draw.add_argument("run", help="a run or Hugging Face folder: the teacher, and the tokenizer")
-    draw.add_argument("--out", default="docs", help="the folder for the SVG files [docs]")
-    draw.add_argument("--sentence", default="", help="what to mask [a sentence of pydocs]")
-    draw.add_argument("--word", default="", help="the word of it that the teacher has to guess")
     args, flags = parser.parse_known_args()
     given = vars(args)
     command = given.pop("command")
@@ -118,9 +113,6 @@ def main() -> None:
     elif command == "walk":
         from minibert.tools.walk import walk
         print(walk(args.recipe, flags, args.run, args.teacher))
-    elif command == "pictures":
-        from minibert.tools.pictures import draw_pictures
-        print(draw_pictures(args.run, args.out, args.sentence, args.word))
     elif command == "report":
         from minibert.claims.compare import ROOT
         from minibert.claims.verdicts import write_report

@@ -1,18 +1,21 @@
-"""The pictures of docs/lesson.md, drawn from the code itself and one finished run.
+"""Draw the five pictures of docs/lesson.md, from the code itself and from one finished run.
 
 B batch, S sequence, H hidden, A heads, D head size, V vocabulary, M masked positions, L layers.
 """
+import argparse
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from minibert.config import ModelConfig, RunConfig
-from minibert.errors import UserError
+from minibert.errors import UserError, run_cli
 from minibert.files.hub import load_pretrained
-from minibert.files.run_folder import atomic_write
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM, readable_attention
 from minibert.tokenizer import special_ids
@@ -61,32 +64,24 @@ INSIDE = (
 )
 
 
-def draw_pictures(run: str, out: str, sentence: str = "", word: str = "") -> str:
-    """Draw the five pictures as SVG files into the folder `out`, and name them, one a line.
-
-    run: a finished run or a Hugging Face folder: the teacher, and the tokenizer. sentence, word:
-    other ones than SENTENCE and WORD. Raises UserError when the word is not one token of the
-    sentence, and when matplotlib is missing.
-    """
-    try:
-        from matplotlib import style
-    except ImportError:
-        raise UserError("the pictures need matplotlib; pip install matplotlib") from None
-    model, tokenizer = load_pretrained(run)
+def main() -> None:
+    """Write the pictures as SVG files. The run is the teacher, and it has the tokenizer."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="the run's folder")
+    parser.add_argument("--out", default="docs", help="the folder for the SVG files [docs]")
+    args = parser.parse_args()
+    model, tokenizer = load_pretrained(args.run)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
     with style.context(["default", STYLE]):
-        figures = make_figures(model.eval(), tokenizer, sentence or SENTENCE, word or WORD)
-        Path(out).mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            with atomic_write(Path(out) / f"{name}.svg") as aside:
-                # A date or matplotlib's version would change the bytes.
-                figure.savefig(aside, format="svg", metadata={"Date": None, "Creator": None})
-    return "\n".join(f"{out}/{name}.svg" for name in figures)
+        for name, figure in make_figures(model.eval(), tokenizer).items():
+            # A date or matplotlib's version would change the bytes.
+            figure.savefig(f"{args.out}/{name}.svg", metadata={"Date": None, "Creator": None})
 
 
 @torch.no_grad()
-def make_figures(model: MaskedLM, tokenizer: Tokenizer, sentence: str, word: str) -> dict[str, Any]:
-    """The five pictures by name, as matplotlib's figures."""
-    clean, masked, position = blank(tokenizer, sentence, word)
+def make_figures(model: MaskedLM, tokenizer: Tokenizer) -> dict[str, Figure]:
+    """The five pictures by name."""
+    clean, masked, position = blank(tokenizer)
     logits = model(masked[None], positions=torch.tensor([[position]])).mlm_logits[0, 0]  # (V,)
     weights = attention_weights(model, masked)
     # The head in which [MASK] looks most at the words to its right; the last token is [SEP].
@@ -99,21 +94,23 @@ def make_figures(model: MaskedLM, tokenizer: Tokenizer, sentence: str, word: str
                                         f"layer {layer + 1} of {len(weights)}, head {head + 1}")}
 
 
-def blank(tokenizer: Tokenizer, sentence: str, word: str) -> tuple[Tensor, Tensor, int]:
-    """The sentence's tokens (S,), the same with [MASK] for the word, and the word's position."""
+def blank(tokenizer: Tokenizer) -> tuple[Tensor, Tensor, int]:
+    """The sentence's tokens (S,), the same with [MASK] for the word, and the word's position.
+
+    Raises UserError when the word is not one token of the sentence.
+    """
     tokenizer.no_padding()
-    ids = tokenizer.encode(sentence).ids
-    found = tokenizer.encode(word, add_special_tokens=False).ids
-    if len(found) != 1 or found[0] not in ids:
-        raise UserError(f"{word!r} is not one token of {sentence!r}; name another one with --word")
-    clean, position = torch.tensor(ids), ids.index(found[0])
-    masked = clean.where(torch.arange(len(ids)) != position, special_ids(tokenizer).mask)
-    return clean, masked, position
+    clean, word = torch.tensor(tokenizer.encode(SENTENCE).ids), tokenizer.token_to_id(WORD)
+    if word not in clean.tolist():
+        raise UserError(f"{WORD!r} is no token of this run's vocabulary; draw with the run that "
+                        "docs/lesson.md names")
+    masked = clean.where(clean != word, special_ids(tokenizer).mask)
+    return clean, masked, clean.tolist().index(word)
 
 
 def names_of(tokenizer: Tokenizer, ids: Tensor | list[int]) -> list[str]:
-    """Tokens as text; byte-level BPE's sign for a space is left out."""
-    return [tokenizer.id_to_token(int(id)).replace("Ġ", "") for id in ids]
+    """Tokens as text."""
+    return [tokenizer.id_to_token(int(id)) for id in ids]
 
 
 def attention_weights(model: MaskedLM, input_ids: Tensor) -> Tensor:
@@ -132,7 +129,7 @@ def attention_weights(model: MaskedLM, input_ids: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def draw_lineage() -> Any:
+def draw_lineage() -> Figure:
     """The four models as a square: the recipe changes to the right, the size downwards."""
     figure, plot = new_figure(10, 4.8, "RoBERTa trains BERT better, DistilBERT makes it smaller")
     plot.set(xlim=(0, 10), ylim=(0, 4))
@@ -150,7 +147,7 @@ def draw_lineage() -> Any:
     return figure
 
 
-def draw_encoder() -> Any:
+def draw_encoder() -> Figure:
     """From tokens to logits, with the shape of what flows on every arrow."""
     figure, plot = new_figure(10, 9.4, "The last block and the head run at masked tokens only")
     plot.set(xlim=(0, 10), ylim=(-0.2, 8.4))
@@ -163,8 +160,9 @@ def draw_encoder() -> Any:
             plot.annotate("", (x, y - 0.55), (x, y), arrowprops=ARROW)
             plot.text(x + 0.15, y - 0.33, shape, color=BLUE, fontweight="bold")
             plot.text(x + 1.35, y - 0.33, in_last_block, color=BROWN)
+            few = "M" in out  # a narrow box where only the masked tokens pass
             if text:
-                box(plot, x, y - 1.0, *((2.9, text, SAND) if "M" in out else (4.0, text)))
+                box(plot, x, y - 1.0, 2.9 if few else 4.0, text, SAND if few else PALE)
             y, shape, in_last_block = y - 1.45, out, then
     plot.text(8.25, 8.1, "in block L", color=BROWN, fontweight="bold")
     base = ModelConfig.preset("bert-base")
@@ -176,7 +174,7 @@ def draw_encoder() -> Any:
     return figure
 
 
-def draw_masks(clean: Tensor, tokenizer: Tokenizer) -> Any:
+def draw_masks(clean: Tensor, tokenizer: Tokenizer) -> Figure:
     """One sentence's masks in four epochs: two static ones on the left, new ones on the right."""
     figure, axes = new_figure(10, 7.2, "Static masks come back, dynamic masks are always new", 2)
     settings = mask_settings(RunConfig(out="-"), tokenizer, "cpu")  # the recipes' own
@@ -204,7 +202,7 @@ def draw_masks(clean: Tensor, tokenizer: Tokenizer) -> Any:
     return figure
 
 
-def draw_soft_targets(logits: Tensor, label: int, tokenizer: Tokenizer) -> Any:
+def draw_soft_targets(logits: Tensor, label: int, tokenizer: Tokenizer) -> Figure:
     """The one-hot label of a blank, and the teacher's distribution at three temperatures.
 
     logits: (V,), the teacher's. label: the id of the word that was masked. A bar is as long as its
@@ -227,7 +225,7 @@ def draw_soft_targets(logits: Tensor, label: int, tokenizer: Tokenizer) -> Any:
     return figure
 
 
-def draw_attention(weights: Tensor, names: list[str], position: int, head: str) -> Any:
+def draw_attention(weights: Tensor, names: list[str], position: int, head: str) -> Figure:
     """One head's weights (S, S), and what a causal mask would leave of them."""
     figure, axes = new_figure(10, 6.4, "[MASK] looks ahead, which a causal mask would forbid", 2)
     # A softmax over fewer scores is the softmax over all of them, cut and scaled up. (What the
@@ -248,24 +246,26 @@ def draw_attention(weights: Tensor, names: list[str], position: int, head: str) 
     return figure
 
 
-def new_figure(width: float, height: float, title: str, columns: int = 1) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, title: str, columns: int = 1) -> tuple[Figure, Any]:
     """A figure of so many inches with a title, and its axes, side by side."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     figure.suptitle(title)
     return figure, figure.subplots(1, columns, sharey=True)
 
 
-def box(plot: Any, x: float, y: float, width: float, text: str, color: str = PALE) -> None:
+def box(plot: Axes, x: float, y: float, width: float, text: str, color: str = PALE) -> None:
     """A box with its centre at (x, y), and a text in it."""
     plot.barh(y, width, 0.9, x - width / 2, color=color, edgecolor=INK)
     say(plot, x, y + 0.1 * text.count("\n") - 0.1, text, 0.02, ha="center")
 
 
-def say(plot: Any, x: float, y: float, text: str, gap: float, **options: Any) -> None:
+def say(plot: Axes, x: float, y: float, text: str, gap: float, **options: Any) -> None:
     """A bold first line above y, the other lines below it."""
     first, rest = text.split("\n", 1)
     plot.text(x, y + gap, first, va="bottom", fontweight="bold", **options)
     plot.text(x, y - gap, rest, va="top", fontsize=11, **options)
+
+
+if __name__ == "__main__":
+    run_cli(main)

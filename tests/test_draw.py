@@ -6,16 +6,18 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from conftest import ROOT
+
 import minibert.model
 from minibert import MaskedLM, ModelConfig, save_pretrained
-from minibert.__main__ import main
 from minibert.claims.exact import PUBLISHED
 from minibert.errors import UserError
 from minibert.masking import IGNORE, mask_tokens
 from minibert.tokenizer import special_ids, train_tokenizer
-from minibert.tools import pictures
 
 matplotlib = pytest.importorskip("matplotlib")
+sys.path.insert(0, str(ROOT / "docs"))
+import draw  # noqa: E402
 from matplotlib import style  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.text import Annotation, Text  # noqa: E402
@@ -29,7 +31,7 @@ CONFIG = ModelConfig(vocab_size=94, hidden_size=12, num_hidden_layers=3, num_att
 @pytest.fixture(scope="module")
 def tokenizer():
     """One that has every word of the sentence as a single token."""
-    return train_tokenizer(lambda: [pictures.SENTENCE] * 3, "wordpiece", CONFIG.vocab_size)
+    return train_tokenizer(lambda: [draw.SENTENCE] * 3, "wordpiece", CONFIG.vocab_size)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +50,8 @@ def run(model, tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def figures(model, tokenizer):
     """The five figures before they become files, with all of their texts laid out."""
-    with style.context(["default", pictures.STYLE]):
-        found = pictures.make_figures(model, tokenizer, pictures.SENTENCE, pictures.WORD)
+    with style.context(["default", draw.STYLE]):
+        found = draw.make_figures(model, tokenizer)
         for figure in found.values():
             FigureCanvasAgg(figure).draw()
     return found
@@ -68,16 +70,15 @@ def attended(monkeypatch):
     return seen
 
 
-def test_pictures_have_the_same_bytes_twice(run, tmp_path, monkeypatch, capsys):
+def test_pictures_have_the_same_bytes_twice(run, tmp_path, monkeypatch):
     """Catches a date, a random name in the file, a look that depends on the settings of the
     machine, a picture that is left out, and one so large that a page with it is slow."""
     drawn = []
     for out, settings in ((tmp_path / "one", {}),
                           (tmp_path / "two", {"axes.facecolor": "red", "svg.hashsalt": "other"})):
-        monkeypatch.setattr(sys, "argv", ["minibert", "pictures", run, "--out", str(out)])
+        monkeypatch.setattr(sys, "argv", ["draw.py", run, "--out", str(out)])
         with style.context(settings):
-            main()
-        assert capsys.readouterr().out.split() == [f"{out}/{name}.svg" for name in NAMES]
+            draw.main()
         drawn.append({path.stem: path.read_bytes() for path in out.iterdir()})
     assert sorted(drawn[0]) == sorted(NAMES) and drawn[0] == drawn[1]
     for content in drawn[0].values():
@@ -144,12 +145,12 @@ def test_shapes_on_the_arrows_are_the_models(attended):
     says = lambda shape: tuple(sizes[letter] for letter in letters(shape))
     layers = ["encoder.layers.0", "encoder.layers.2"]
     stations = [results[name] for name in ("encoder.embeddings", *layers, "transform_norm")]
-    assert [says(shape) for _, shape, _ in pictures.STATIONS] == [
+    assert [says(shape) for _, shape, _ in draw.STATIONS] == [
         tuple(found.shape) for found in (*stations, logits)]
     for column, layer, (query, key, value, mix) in zip((1, 2), layers, attended[::2]):
         expected = (query, (query @ key.mT), mix, results[f"{layer}.attention_norm"],
                     results[f"{layer}.output_norm"])
-        assert [says(station[column]) for station in pictures.INSIDE] == [
+        assert [says(station[column]) for station in draw.INSIDE] == [
             tuple(found.shape) for found in expected]
         assert key.shape == value.shape == (B, 2, S, 6)  # in the last block, too
 
@@ -158,14 +159,14 @@ def test_masks_are_those_of_mask_tokens(figures, tokenizer):
     """Catches masks that are drawn otherwise than a run draws them, in another epoch's place, or
     in another colour than the legend has."""
     special = special_ids(tokenizer)
-    clean = torch.tensor([tokenizer.encode(pictures.SENTENCE).ids])
-    colors = {"[MASK]": pictures.BLUE, "random": pictures.ORANGE, "kept": pictures.PALE}
+    clean = torch.tensor([tokenizer.encode(draw.SENTENCE).ids])
+    colors = {"[MASK]": draw.BLUE, "random": draw.ORANGE, "kept": draw.PALE}
     seen = set()
     for plot, copy in zip(figures["masks"].axes, (lambda epoch: epoch % 2, lambda epoch: epoch)):
         expected = {}
         for epoch in range(4):
             inputs, positions, labels = mask_tokens(
-                clean, torch.tensor([pictures.SEQUENCE]), seed=0, epoch=copy(epoch),
+                clean, torch.tensor([draw.SEQUENCE]), seed=0, epoch=copy(epoch),
                 vocab_size=tokenizer.get_vocab_size(), mask_id=special.mask,
                 special_ids=tuple(special))
             for position, label in zip(positions[0].tolist(), labels[0].tolist()):
@@ -186,16 +187,16 @@ def test_masks_are_those_of_mask_tokens(figures, tokenizer):
 def test_a_slot_that_is_not_used_is_not_drawn(tokenizer):
     """Catches a mask on [CLS], where a sentence has fewer words than predictions."""
     clean = torch.tensor([2, *[1] * 17, 30, 3])  # [CLS], unknown words, one word, [SEP]
-    with style.context(pictures.STYLE):
-        axes = pictures.draw_masks(clean, tokenizer).axes
+    with style.context(draw.STYLE):
+        axes = draw.draw_masks(clean, tokenizer).axes
     assert {text.get_position()[1] for plot in axes for text in plot.texts} == {18}
 
 
 def test_soft_targets_are_the_models(figures, model, tokenizer):
     """Catches another position's words, a temperature that multiplies, and shares that do not sum
     to one."""
-    ids = tokenizer.encode(pictures.SENTENCE).ids
-    label = tokenizer.token_to_id(pictures.WORD)
+    ids = tokenizer.encode(draw.SENTENCE).ids
+    label = tokenizer.token_to_id(draw.WORD)
     position = ids.index(label)
     ids[position] = special_ids(tokenizer).mask
     logits = model(torch.tensor([ids])).mlm_logits[0, position].detach()
@@ -219,8 +220,8 @@ def test_soft_targets_are_the_models(figures, model, tokenizer):
 def test_the_label_is_shown_though_the_teacher_is_wrong(tokenizer):
     """Catches a panel of one-hot zeros, where the right word is not among the likeliest."""
     logits, label = torch.arange(94).float(), 20
-    with style.context(pictures.STYLE):
-        axes = pictures.draw_soft_targets(logits, label, tokenizer).axes
+    with style.context(draw.STYLE):
+        axes = draw.draw_soft_targets(logits, label, tokenizer).axes
     assert [text.get_text() for text in axes[0].texts] == ["0.0%"] * 6 + ["100.0%"]
 
 
@@ -232,11 +233,11 @@ def test_attention_weights_are_what_the_model_mixes_by(kind, attended, tokenizer
     if kind == "bert":
         changes |= dict(type_vocab_size=2, next_sentence=True)
     model = MaskedLM(ModelConfig(**{**vars(CONFIG), **changes})).eval()
-    _, masked, _ = pictures.blank(tokenizer, pictures.SENTENCE, pictures.WORD)
+    _, masked, _ = draw.blank(tokenizer)
     with torch.no_grad():
         model(masked[None])
         layers = list(attended)
-        weights = pictures.attention_weights(model, masked)
+        weights = draw.attention_weights(model, masked)
     assert len(weights) == len(layers) == 3
     for found, (query, key, value, mix) in zip(weights, layers):
         scores = query[0] @ key[0].mT / query.shape[-1] ** 0.5
@@ -249,9 +250,9 @@ def test_attention_weights_are_what_the_model_mixes_by(kind, attended, tokenizer
 def test_attention_drawn_is_the_head_that_looks_ahead(figures, model, tokenizer):
     """Catches another head than the title says, [SEP] counted as a word, another row than [MASK]'s,
     and a causal panel that shows what is hidden or whose rows do not sum to one."""
-    _, masked, position = pictures.blank(tokenizer, pictures.SENTENCE, pictures.WORD)
+    _, masked, position = draw.blank(tokenizer)
     with torch.no_grad():
-        weights = pictures.attention_weights(model, masked)
+        weights = draw.attention_weights(model, masked)
     ahead = weights[..., position, position + 1:-1].sum(-1)
     both, causal = figures["attention"].axes
     layer, head = map(int, re.search(r"layer (\d) of 3, head (\d)", both.get_title()).groups())
@@ -273,28 +274,8 @@ def test_attention_drawn_is_the_head_that_looks_ahead(figures, model, tokenizer)
         assert names[round(frame.get_y() + 0.5)] == "[MASK]"
 
 
-def test_a_word_that_is_no_token_of_the_sentence(tokenizer, run, tmp_path):
-    """Catches a traceback, or a picture of another word, where the blank cannot be made."""
-    for word in ("source nodes", "nothing", ""):
-        with pytest.raises(UserError, match="is not one token of .*--word"):
-            pictures.blank(tokenizer, pictures.SENTENCE, word)
-    with pytest.raises(UserError, match="'will' is not one token of 'the path'"):
-        pictures.draw_pictures(run, str(tmp_path / "out"), "the path")
-    assert not (tmp_path / "out").exists()
-    clean, masked, position = pictures.blank(tokenizer, "the path", "path")
-    assert (clean != masked).tolist() == [False, False, True, False] and position == 2
-
-
-def test_byte_level_tokens_are_words(tokenizer):
-    """Catches BPE's sign for a space in a picture, and a word that is not found without it."""
-    bpe = train_tokenizer(lambda: [pictures.SENTENCE] * 9, "bpe", 324)
-    clean, masked, position = pictures.blank(bpe, pictures.SENTENCE, pictures.WORD)
-    names = pictures.names_of(bpe, masked)
-    assert names[position] == "<mask>" and "Ġ" not in "".join(names)
-
-
-def test_matplotlib_is_missing(run, tmp_path, monkeypatch):
-    """Catches a traceback where the one package that draws is not installed."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match="need matplotlib; pip install matplotlib"):
-        pictures.draw_pictures(run, str(tmp_path))
+def test_a_word_that_is_no_token_of_the_run():
+    """Catches a picture of [UNK], or a traceback, where a run has another vocabulary."""
+    other = train_tokenizer(lambda: ["some other text"] * 3, "wordpiece", 30)
+    with pytest.raises(UserError, match="'will' is no token of this run's vocabulary"):
+        draw.blank(other)
