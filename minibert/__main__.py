@@ -1,5 +1,4 @@
 """Everything but training the models, which the three scripts do."""
-import json
 import sys
 
 from minibert.config import (RUN_PRESETS, BenchConfig, FinetuneConfig, ModelConfig, Parser,
@@ -62,7 +61,6 @@ def main() -> None:
     speed = commands.add_parser("bench", help="time our steps and those of other code")
     add_flags(speed, BenchConfig)
     speed.add_argument("--name", default="", help="also write results/NAME/bench.json")
-    speed.add_argument("--json", action="store_true", help="print JSON instead of tables")
     steps = commands.add_parser("walk", help="show one batch at every station from text to loss",
                                 epilog="Every flag of the recipe's script is understood as well.")
     steps.add_argument("recipe", choices=("bert", "roberta", "distilbert"))
@@ -104,12 +102,12 @@ def main() -> None:
         from minibert.claims.verdicts import speed_table
         from minibert.files.run_folder import ROOT, write_json
         from minibert.tools.bench import bench
-        name, as_json = given.pop("name"), given.pop("json")
+        name = given.pop("name")
         found = bench(BenchConfig(**given))
         if name:
             (ROOT / "results" / name).mkdir(parents=True, exist_ok=True)
             write_json(ROOT / "results" / name / "bench.json", found)
-        print(json.dumps(found, indent=2) if as_json else speed_table(found))
+        print(speed_table(found))
     elif command == "walk":
         from minibert.tools.walk import walk
         print(walk(args.recipe, flags, args.run, args.teacher))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minibert.claims.verdicts import _all_arms, _markdown
+from minibert.claims.verdicts import all_arms, markdown
 from minibert.tools.table import FLOORS
 
 # What the README asks of each claim, in words that fit into a row, and what its paper found; of
@@ -47,8 +47,8 @@ def readme_table(results: dict[str, Any]) -> str:
     """
     rows = [[README_ROWS[claim["id"]][0], _found_in_short(claim), README_ROWS[claim["id"]][1],
              _agreement(claim)] for claim in results["claims"] if claim["id"] in README_ROWS]
-    table = _markdown(["question", "here: perplexities (gain in nats)", "in the paper", "agrees?"],
-                      rows)
+    table = markdown(["question", "here: perplexities (gain in nats)", "in the paper", "agrees?"],
+                     rows)
     return f"{table}\n\n{textwrap.fill(_note(results), 100)}"
 
 
@@ -87,7 +87,7 @@ def _agreement(claim: dict[str, Any]) -> str:
 
 def _note(results: dict[str, Any]) -> str:
     """How much was trained, what ± means, and how the tasks' scores stand to their floors."""
-    arms = _all_arms(results)
+    arms = all_arms(results)
     runs = sum(len(arm["seconds"]) for arm in arms.values())
     minutes = sum(sum(arm["seconds"]) for arm in arms.values()) / 60
     spent = f"{minutes:.0f} minutes" if minutes < 180 else f"{minutes / 60:.1f} hours"

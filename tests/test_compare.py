@@ -17,7 +17,6 @@ from conftest import BUDGET, TOY
 
 from minibert.__main__ import main
 from minibert.claims import compare as compare_module
-from minibert.claims import figures as figures_module
 from minibert.claims import plan as plan_module
 from minibert.claims.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
 from minibert.claims.compare import Run, compare, run_all
@@ -345,7 +344,7 @@ def test_some_claims_only(toy_grid, tmp_path):
     found = toy_grid(only="data")
     assert [claim["id"] for claim in found["claims"]] == ["data"]
     assert found["left_out"] == ["kl", "steps", "stack"]
-    assert "Not asked for: kl, steps, stack." in report(found, [])
+    assert "Not asked for: kl, steps, stack." in report(found, [], {})
     assert len(list((tmp_path / "runs" / "toy").iterdir())) == 4
     assert "--seed 0" in found["claims"][0]["arms"]["whole"]["command"]
     logs = [json.loads(line) for line in (tmp_path / "results/toy/logs.jsonl").open()]
@@ -395,22 +394,21 @@ def made_up(arm, seed):
 def drawn(monkeypatch, tmp_path):
     """The figures of the whole table of claims, by name, with all of their texts laid out."""
     pytest.importorskip("matplotlib")
+    from minibert.claims import figures
+
     found = {}
-    save = figures_module._save
-    monkeypatch.setattr(figures_module, "_save", lambda figure, path: (
+    save = figures.save
+    monkeypatch.setattr(figures, "save", lambda figure, path: (
         save(figure, path), found.update({path.stem: figure})))
     results = {(arm, seed): made_up(arm, seed)
                for claim in CLAIMS for arm in arms_of(claim) for seed in range(3)}
     claims = [judge_claim(claim, results, range(3)) for claim in CLAIMS]
-    for claim in claims:
-        figures_module.draw(claim, tmp_path / f"{claim['id']}.png")
-    figures_module.draw_verdicts(claims, tmp_path / "verdicts.png")
-    figures_module.draw_curves([
-        {"arm": arm, "seed": seed, "step": step, **line}
-        for arm in ("RoBERTa", "one static mask, small slice", "RoBERTa, half the steps")
-        for seed in range(2) for step, line in (
-            (1, {"mlm": 8.0}), (2, {"mlm": 4.0 + seed}),
-            (2, {"eval": {"mlm_loss": 5.0, "unigram_entropy": 6.1}}))], tmp_path / "curves.png")
+    log = [{"arm": arm, "seed": seed, "step": step, **line}
+           for arm in ("RoBERTa", "one static mask, small slice", "RoBERTa, half the steps")
+           for seed in range(2) for step, line in (
+               (1, {"mlm": 8.0}), (2, {"mlm": 4.0 + seed}),
+               (2, {"eval": {"mlm_loss": 5.0, "unigram_entropy": 6.1}}))]
+    assert figures.draw_all({"claims": claims}, log, {}, tmp_path) == list(found)
     assert all((tmp_path / f"{name}.png").stat().st_size < 150_000 for name in found)
     return found
 
@@ -488,16 +486,12 @@ def test_terminal_and_report_again(toy_grid, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["minibert", "report", "toy"])
     main()
     assert (tmp_path / "results" / "toy" / "report.md").read_text() == before
-    # Without matplotlib, figures that were drawn of these results before are kept.
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    # Without matplotlib there are no figures, and the terminal says how to get them.
+    monkeypatch.setitem(sys.modules, "minibert.claims.figures", None)
     monkeypatch.setattr(sys, "argv", ["minibert", "report", "toy"])
-    (tmp_path / "results" / "toy" / "data.png").touch()
     main()
-    shown = (tmp_path / "results" / "toy" / "report.md").read_text()
-    assert "(data.png)" in shown and "(curves.png)" not in shown
-    found["seeds"] = [7]
-    write_report(found, tmp_path / "results" / "toy")  # of other results: it says nothing of them
-    assert "(data.png)" not in (tmp_path / "results" / "toy" / "report.md").read_text()
+    assert "python -m minibert report toy" in capsys.readouterr().out
+    assert ".png)" not in (tmp_path / "results" / "toy" / "report.md").read_text()
     monkeypatch.setattr(sys, "argv", ["minibert", "report", "toyy"])
     with pytest.raises(UserError, match="results.json is missing; make it with compare"):
         main()
@@ -530,29 +524,24 @@ TIMED = {"latency_ms": {"big": 2.0, "small": 1.0},
          "encoder_parameters": {"big": 800, "small": 500}}
 
 
-def test_students_scores_are_counted_from_the_floor():
-    """Catches a share of raw accuracy, which flatters a task that is half guessed."""
-    claim = {"arms": {"big": arm(None, [0.9, 0.7]), "small": arm("big", [0.8, 0.6])}}
-    lines = models_table(claim, TIMED).splitlines()
+def test_the_family_in_one_table():
+    """Catches a model's figure in another's row, a median or a sum for the mean of the seeds."""
+    arms = {"big": arm(None, [0.9, 0.7]), "small": arm("big", [0.8, 0.7])}
+    lines = models_table(arms, TIMED).splitlines()
     assert lines[2] == "| big | 2 | 1,000 | 800 | 4.0 | 2.00 | 4.500 | 0.800 |"
-    assert lines[3] == "| small | 2 | 1,000 | 500 | 4.0 | 1.00 | 4.500 | 0.700 (67%) |"
-    claim["arms"]["big"] = arm(None, [0.52, 0.51])  # no better than guessing: a share of nothing
-    assert "0.700 |" in models_table(claim, TIMED).splitlines()[3]
-    assert lines[4:6] == ["| (majority) |  |  |  |  |  |  | 0.500 |",
-                          "| (bag of words) |  |  |  |  |  |  | 0.700 |"]
-    on_a_gpu = models_table(claim, {**TIMED, "latency_64_ms": {"big": 9.0, "small": 5.0}})
+    assert lines[3:] == ["| small | 2 | 1,000 | 500 | 4.0 | 1.00 | 4.500 | 0.750 |"]
+    on_a_gpu = models_table(arms, {**TIMED, "latency_64_ms": {"big": 9.0, "small": 5.0}})
     assert on_a_gpu.splitlines()[0].startswith(
         "| model | layers | parameters | of its encoder | MB | ms a text | ms for 64 | MLM loss")
     assert on_a_gpu.splitlines()[2].startswith(
         "| big | 2 | 1,000 | 800 | 4.0 | 2.00 | 9.00 | 4.500 |")
-    assert on_a_gpu.splitlines()[4] == "| (majority) |  |  |  |  |  |  |  | 0.500 |"
 
 
 def test_tasks_that_were_not_done_have_no_columns():
     """Catches a report that stops where a text of one's own has no tasks."""
-    claim = {"arms": {"big": arm(None, []), "small": arm("big", [])}}
-    assert task_scores(claim["arms"]) == {}
-    assert models_table(claim, TIMED).splitlines()[-1].endswith("| 4.500 |")
+    arms = {"big": arm(None, []), "small": arm("big", [])}
+    assert task_scores(arms) == {}
+    assert models_table(arms, TIMED).splitlines()[-1].endswith("| 4.500 |")
     some = {"big": arm(None, [0.9, 0.7]), "other": arm(None, [])}
     parts = dict(curve=[], steps=1, epochs=1, tokens=[1], seconds=[1], command="", train_loss=[1.0])
     parts["segment-pair"] = parts["full-sentences"] = [{"mlm_loss": 4.0}]

@@ -32,7 +32,7 @@ class Contrast:
     second: Arm
     question: str  # "better" or "no worse"
     margin: float = 0.05  # in units of the measure; a smaller effect is too small to matter
-    measure: str = "full-sentences.mlm_loss"  # one of judge.MEASURES
+    measure: str = "full-sentences.mlm_loss"  # one of MEASURES
     apart: str = ""  # "tokens", where the budget is what differs
     name: str = ""  # shown in the report instead of the arms' names
 
@@ -93,6 +93,8 @@ GRIDS = {
 PAIRS_LOSS = "segment-pair.mlm_loss"
 KL_TO_TEACHER = "full-sentences.kl_to_teacher"
 TASKS = "tasks"  # the mean score above the floor, in points of 0 to 1
+MEASURES = {"full-sentences.mlm_loss": "loss in full sentences", PAIRS_LOSS: "loss in pairs",
+            KL_TO_TEACHER: "distance from the teacher (KL)", TASKS: "scores of the tasks"}
 
 # The family, each by its script's defaults. BERT is trained on a tenth of the text, since it had
 # 16 of RoBERTa's 160 GB, and on all of it, so that one row differs in the recipe alone.

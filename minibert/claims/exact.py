@@ -10,7 +10,7 @@ import torch
 from minibert.config import ModelConfig
 from minibert.losses import mlm_loss, soft_target_loss
 from minibert.model import Encoder, MaskedLM
-from minibert.tools.bench import Case, forward, take_turns
+from minibert.tools.bench import forward, take_turns
 
 # Parameters of the published checkpoints, decoder tied: with pooler and NSP head for BERT.
 PUBLISHED = {
@@ -105,9 +105,9 @@ def size() -> dict[str, Any]:
 def forward_seconds(encoders: list[Encoder], device: str, batch: int = 1, rounds: int = 9,
                     length: int = 32) -> list[list[float]]:
     """The time of one forward pass of each encoder, in turns: `rounds` figures of each."""
-    cases = [Case("", forward(encoder, batch, length, device)) for encoder in encoders]
-    take_turns(cases, rounds, device)
-    return [case.seconds for case in cases]
+    calls = {str(number): forward(encoder, batch, length, device)
+             for number, encoder in enumerate(encoders)}
+    return list(take_turns(calls, rounds, device).values())
 
 
 def latency(rounds: int = 9, length: int = 32, margin: float = 1.3,

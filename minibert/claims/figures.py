@@ -1,4 +1,4 @@
-"""The figures of a report, by matplotlib, which is not needed for anything else.
+"""The figures of a report, by matplotlib, which the package needs for nothing else.
 
 Losses (nats) and scores of tasks (points) are different quantities, so no panel shows both. Every
 axis is linear: a value that runs off it is an arrowhead at the edge, and its number stands at the
@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.image import imread, imsave
+
+from minibert.claims.claims import KL_TO_TEACHER, PAIRS_LOSS, TASKS
+from minibert.claims.judge import losses
 
 RING = {"marker": "o", "color": "#08306b", "markerfacecolor": "none"}
 MARKS = {"held-out": RING, "in pairs": {"marker": "s", "color": "0.5"},
@@ -17,40 +22,8 @@ MARKS = {"held-out": RING, "in pairs": {"marker": "s", "color": "0.5"},
 # hide the differences between all others, and what is gained.
 UNITS = {"nats": (1, 2.0, "gain in nats per masked token"),
          "points": (100, 40.0, "gain in the mean score of the tasks, points of a hundred")}
-MEASURES = {"segment-pair.mlm_loss": "\n(loss in pairs)",
-            "full-sentences.kl_to_teacher": "\n(distance from the teacher)"}
-
-
-def losses(arm: dict[str, Any], kind: str = "full-sentences") -> list[float]:
-    """An arm's held-out losses by seed."""
-    return [found["mlm_loss"] for found in arm[kind]]
-
-
-def draw(claim: dict[str, Any], path: Path) -> None:
-    """A claim's losses by arm, its paired gains by unit and, where epochs count, its curves."""
-    panels = []
-    for unit, some in _by_unit(claim["contrasts"]).items():
-        if unit == "nats":
-            panels.append((0.4 * len(claim["arms"]), _draw_arms, claim["arms"], some))
-        names = [one["name"].replace(" against ", "\nagainst ") + MEASURES.get(one["measure"], "")
-                 for one in some]
-        panels.append((0.6 * len(some), _draw_gains, unit, some, names))
-    if claim["id"] == "masking":
-        panels.append((2.5, _draw_curves, claim["arms"]))
-    _draw_panels(panels, f"Claim: {claim['says']}\nVerdict: {claim['verdict']}", path)
-
-
-def draw_verdicts(claims: list[dict[str, Any]], path: Path) -> None:
-    """All claims on one page, by unit: the gain of each one's first contrast, and its verdict."""
-    # The claim's verdict in place of the contrast's, because several contrasts may decide.
-    firsts = [{**claim["contrasts"][0], "verdict": claim["verdict"], "says": claim["says"]}
-              for claim in claims]
-    _draw_panels([(0.8 * len(some), _draw_gains, unit, some, [
-        textwrap.fill(one["says"], 38) + "\n" + textwrap.fill(f"({one['name']})", 48)
-        for one in some])
-        for unit, some in _by_unit(firsts).items()], "What is claimed, and what was found", path)
-
-
+# Of a gain, what its axis does not say.
+LABELS = {PAIRS_LOSS: "\n(loss in pairs)", KL_TO_TEACHER: "\n(distance from the teacher)"}
 # What is seen in the curves of some arms; small letters are the names of an earlier comparison.
 CURVES = {**dict.fromkeys(("roberta", "RoBERTa"), "healthy:\nboth losses stay together"),
           **dict.fromkeys(("static x1", "one static mask, small slice"),
@@ -59,13 +32,55 @@ CURVES = {**dict.fromkeys(("roberta", "RoBERTa"), "healthy:\nboth losses stay to
                           "stopped early:\nboth losses still fall")}
 
 
-def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
+def draw_all(results: dict[str, Any], log: list[dict[str, Any]], speed: dict[str, Any],
+             folder: Path) -> list[str]:
+    """Draw what there is as NAME.png in a folder: a claim, all verdicts, curves, speed; name them.
+
+    results, log, speed: the content of results.json, logs.jsonl and bench.json.
+    """
+    trained = [claim for claim in results["claims"] if "arms" in claim]
+    drawn = {claim["id"]: draw(claim) for claim in trained}
+    if trained:
+        drawn["verdicts"] = draw_verdicts(trained)
+    if any(line["arm"] in CURVES for line in log):
+        drawn["curves"] = draw_curves(log)
+    if "steps" in speed:
+        drawn["speed"] = draw_speed(speed["steps"])
+    for name, figure in drawn.items():
+        save(figure, folder / f"{name}.png")
+    return list(drawn)
+
+
+def draw(claim: dict[str, Any]) -> Figure:
+    """A claim's losses by arm, its paired gains by unit and, where epochs count, its curves."""
+    panels = []
+    for unit, some in _by_unit(claim["contrasts"]).items():
+        if unit == "nats":
+            panels.append((0.4 * len(claim["arms"]), _draw_arms, claim["arms"], some))
+        names = [one["name"].replace(" against ", "\nagainst ") + LABELS.get(one["measure"], "")
+                 for one in some]
+        panels.append((0.6 * len(some), _draw_gains, unit, some, names))
+    if claim["id"] == "masking":
+        panels.append((2.5, _draw_curves, claim["arms"]))
+    return _draw_panels(panels, f"Claim: {claim['says']}\nVerdict: {claim['verdict']}")
+
+
+def draw_verdicts(claims: list[dict[str, Any]]) -> Figure:
+    """All claims on one page, by unit: the gain of each one's first contrast, and its verdict."""
+    # The claim's verdict in place of the contrast's, because several contrasts may decide.
+    firsts = [{**claim["contrasts"][0], "verdict": claim["verdict"], "says": claim["says"]}
+              for claim in claims]
+    return _draw_panels([(0.8 * len(some), _draw_gains, unit, some, [
+        textwrap.fill(one["says"], 38) + "\n" + textwrap.fill(f"({one['name']})", 48)
+        for one in some])
+        for unit, some in _by_unit(firsts).items()], "What is claimed, and what was found")
+
+
+def draw_curves(log: list[dict[str, Any]]) -> Figure:
     """Training losses (crosses) and held-out losses (rings) along some arms' runs, all seeds.
 
     log: the lines of logs.jsonl, with an arm of CURVES at least.
     """
-    from matplotlib.figure import Figure
-
     arms = [arm for arm in CURVES if any(line["arm"] == arm for line in log)]
     figure = Figure(figsize=(3.4 * len(arms), 4.4), layout="constrained")
     axes = figure.subplots(1, len(arms), sharex=True, sharey=True, squeeze=False)[0]
@@ -79,13 +94,11 @@ def draw_curves(log: list[dict[str, Any]], path: Path) -> None:
             plot.axhline(unigram, linestyle=":", color="black", label="unigram entropy")
         plot.set(title=f"{CURVES[arm]}\n({arm})", xlabel="steps")
     axes[0].set(ylim=(0, None), ylabel="loss, nats per masked token")
-    _save(figure, path)
+    return figure
 
 
-def _draw_panels(panels: list[tuple], title: str, path: Path) -> None:
+def _draw_panels(panels: list[tuple], title: str) -> Figure:
     """Draw panels one below the other: the height of one, what draws it, and its arguments."""
-    from matplotlib.figure import Figure
-
     heights = [1.1 + height for height, *_ in panels]
     figure = Figure(figsize=(10, 1.2 + sum(heights)))
     figure.set_layout_engine("constrained", h_pad=0.1)
@@ -94,25 +107,24 @@ def _draw_panels(panels: list[tuple], title: str, path: Path) -> None:
         draw_it(plot, *about)
     figure.suptitle("\n".join(textwrap.fill(line, 95) for line in title.splitlines()),
                     x=0.02, ha="left", fontsize=12)
-    _save(figure, path)
+    return figure
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Add one legend for all panels, and write 16 shades of each colour, for a small file."""
-    from matplotlib.image import imread, imsave
-
     for plot in figure.axes:
         plot.spines[["top", "right"]].set_visible(False)
     named = {name: mark for plot in figure.axes if not plot.get_legend()
              for mark, name in zip(*plot.get_legend_handles_labels())}
-    figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=9)
+    if named:
+        figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=9)
     figure.savefig(path, dpi=120)
     imsave(path, np.round(15 * imread(path)[..., :3]) / 15, metadata={"Software": None})
 
 
 def _by_unit(contrasts: list[dict[str, Any]]) -> dict[str, list[dict]]:
     """The contrasts whose gains may share an axis."""
-    points = [one for one in contrasts if one["measure"] == "tasks"]
+    points = [one for one in contrasts if one["measure"] == TASKS]
     nats = [one for one in contrasts if one not in points]
     return {unit: some for unit, some in (("nats", nats), ("points", points)) if some}
 
@@ -138,7 +150,7 @@ def _rows(plot: Any, names: list[str], says: list[str], measured: str) -> None:
 
 def _draw_arms(plot: Any, arms: dict[str, dict], contrasts: list[dict]) -> None:
     """Each arm's losses, a mark for each seed, and their means at the right."""
-    pairs = any(one["measure"].startswith("segment-pair") for one in contrasts)
+    pairs = any(one["measure"] == PAIRS_LOSS for one in contrasts)
     says = []
     for row, arm in enumerate(arms.values()):
         found = {"held-out": losses(arm)}
@@ -187,26 +199,13 @@ def _draw_curves(plot: Any, arms: dict[str, dict]) -> None:
     plot.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
-def draw_speed(found: dict[str, Any], path: Path) -> None:
-    """What each timed step achieves of the machine's matrix products: by name, and by its size."""
-    from matplotlib.figure import Figure
-
-    rate = lambda rows: [row["flops_per_second"] / 1e9 for row in rows]
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
-    named, sized = figure.subplots(1, 2)
-    rates, growth = rate(found["steps"]), found.get("growth", [])
-    # The matrix products come last.
-    bars = named.barh([step["name"] for step in found["steps"]], rates, color="0.6", height=0.6)
-    named.bar_label(bars, [f"{one / rates[-1]:.0%}" for one in rates], padding=3, fontsize=9)
-    named.invert_yaxis()
-    named.set_xlabel("needed arithmetic done in a second, GFLOP/s")
-    for row in rate(growth[-1:]):
-        sized.axhline(row, color="black", label="matrix products")
-    for other, sign in (("batch_size", "o"), ("seq_length", "s"), ("num_hidden_layers", "^")):
-        rows = [row for row in growth if row["name"].startswith((other, "base"))]
-        rows.sort(key=lambda row: row["flops"])
-        sized.plot([row["flops"] / 1e9 for row in rows], rate(rows), sign + "-", color="black",
-                   linewidth=0.5, markerfacecolor="none", label=f"other {other}")
-    sized.set(xscale="log", ylim=(0, 1.15 * rates[-1]), ylabel="GFLOP/s",
-              xlabel="arithmetic that one step of RoBERTa needs, GFLOP")
-    _save(figure, path)
+def draw_speed(steps: list[dict[str, Any]]) -> Figure:
+    """What each timed step achieves of the machine's matrix products, which come last."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    plot = figure.subplots()
+    rates = [step["flops_per_second"] / 1e9 for step in steps]
+    bars = plot.barh([step["name"] for step in steps], rates, color="0.6", height=0.6)
+    plot.bar_label(bars, [f"{rate / rates[-1]:.0%}" for rate in rates], padding=3, fontsize=9)
+    plot.invert_yaxis()
+    plot.set_xlabel("needed arithmetic done in a second, GFLOP/s")
+    return figure

@@ -301,3 +301,8 @@ def arm_results(arm: Arm, results: Results, seeds: range) -> dict[str, Any]:
             **{key: [one[key] for one in metrics] for key in (
                 "tokens", "seconds", "full-sentences", "segment-pair", "train_loss", "last_fifth",
                 "curve", "tasks")}}
+
+
+def losses(arm: dict[str, Any], kind: str = "full-sentences") -> list[float]:
+    """The held-out losses by seed of an arm as `arm_results` returns it."""
+    return [found["mlm_loss"] for found in arm[kind]]

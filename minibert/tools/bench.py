@@ -5,15 +5,11 @@ run are compared. The arithmetic of a step is what its recipe needs, even where 
 B batch, S sequence, H hidden, I feed-forward, V vocabulary, M predictions in a sequence.
 """
 import dataclasses
-import itertools
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +18,6 @@ import torch
 from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device, sizes_of_width
 from minibert.data import Batches, TokenizedCorpus
 from minibert.errors import UserError
-from minibert.files.corpus import DATA, corpus_path
 from minibert.files.run_folder import machine
 from minibert.losses import cosine_loss, mlm_loss, nsp_loss, soft_target_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
@@ -35,37 +30,19 @@ SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 MASKS = dict(seed=0, mask_id=SPECIAL.mask, special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
 
 
-@dataclass
-class Case:
-    """Something to time: a call, how many tokens it reads, and how much arithmetic it needs."""
-    name: str
-    call: Callable[[], Any]
-    tokens: int = 0
-    flops: float = 0.0
-    first: float = 0.0  # seconds of the first call, which includes any compiling
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    memory: float | None = None  # peak on a GPU, in MB; a CPU's is the whole process's
-
-
-def take_turns(cases: list[Case], rounds: int, device: str) -> None:
-    """Call each case in turn, `rounds` times, after two rounds to warm up."""
-    cuda = device == "cuda"
+def take_turns(calls: dict[str, Callable], rounds: int, device: str) -> dict[str, list[float]]:
+    """Make each call in turn, `rounds` times, after two rounds to warm up: their seconds by name.
+    """
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
-    for number in range(rounds + 2):
-        for case in cases:
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 2):
+        for name, call in calls.items():
             wait()
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
-            case.call()
+            call()
             wait()
-            seconds = time.perf_counter() - start
-            if number == 0:
-                case.first = seconds
-            if number >= 2:
-                case.seconds.append(seconds)
-            if cuda:
-                case.memory = torch.cuda.max_memory_allocated() / 2**20
+            seconds[name].append(time.perf_counter() - start)
+    return {name: every[2:] for name, every in seconds.items()}
 
 
 def flops_of(config: ModelConfig, B: int, S: int, M: int, training: bool = True) -> float:
@@ -86,7 +63,7 @@ def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> Toke
     starts = np.arange(sentences) * sentence + np.arange(sentences) // 200
     tokens = np.random.default_rng(0).integers(5, vocab_size, int(starts[-1]) + sentence + 1)
     return TokenizedCorpus(tokens.astype(np.uint16), np.stack([starts, starts + sentence], 1),
-                np.arange(0, sentences + 1, 200))
+                           np.arange(0, sentences + 1, 200))
 
 
 def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM | None = None
@@ -148,135 +125,81 @@ def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     dropout = model_config(bench, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     full, half = flops_of(plain, B, S, M), flops_of(student, B, S, M)
     taught = half + flops_of(plain, B, S, M, training=False)
-    cases = [
-        Case("BERT", our_step(bert, pairs, device), B * S, flops_of(bert, B, S, M)),
-        Case("RoBERTa", our_step(plain, run, device), B * S, full),
-        Case("RoBERTa, dropout .1", our_step(dropout, run, device), B * S, full),
-        Case("student, untaught", our_step(student, run, device), B * S, half),
-        Case("student, distilled", our_step(student, run, device, teacher), B * S, taught),
-        Case("torch.nn.TransformerEncoder", torch_step(plain, B, S, device), B * S, full)]
+    cases = {  # by name: the call, and how much arithmetic it needs
+        "BERT": (our_step(bert, pairs, device), flops_of(bert, B, S, M)),
+        "RoBERTa": (our_step(plain, run, device), full),
+        "RoBERTa, dropout .1": (our_step(dropout, run, device), full),
+        "student, untaught": (our_step(student, run, device), half),
+        "student, distilled": (our_step(student, run, device, teacher), taught),
+        "torch.nn.TransformerEncoder": (torch_step(plain, B, S, device), full)}
     try:
         for name, rate in (("dropout 0", 0.0), ("as shipped", 0.1)):
-            theirs = transformers_step(plain, B, S, rate, device)
-            cases.append(Case(f"transformers, {name}", theirs, B * S, full))
+            cases[f"transformers, {name}"] = (transformers_step(plain, B, S, rate, device), full)
     except ImportError:
         print("to time transformers as well, pip install transformers", file=sys.stderr)
-    return relative_to_products(cases, bench, device)
-
-
-def relative_to_products(cases: list[Case], bench: BenchConfig, device: str
-                         ) -> list[dict[str, Any]]:
-    """Time steps and plain matrix products in turns, and give each step as a share of those."""
     products = matrix_products(bench, device)
-    take_turns([*cases, *products], bench.rounds, device)
-    peak = max(case.flops / min(case.seconds) for case in products)
-    found = [{"name": case.name, "first_call": case.first, "seconds": case.seconds,
-              "flops": case.flops, "tokens_per_second": case.tokens / min(case.seconds),
-              "flops_per_second": case.flops / min(case.seconds), "peak_mb": case.memory,
-              "share_of_peak": case.flops / min(case.seconds) / peak} for case in cases]
+    everything = cases | products
+    seconds = take_turns({name: call for name, (call, _) in everything.items()}, bench.rounds,
+                         device)
+    speed = {name: flops / min(seconds[name]) for name, (_, flops) in everything.items()}
+    peak = max(speed[name] for name in products)
+    found = [{"name": name, "seconds": seconds[name],
+              "tokens_per_second": B * S / min(seconds[name]),
+              "flops_per_second": speed[name], "share_of_peak": speed[name] / peak}
+             for name in cases]
     return [*found, {"name": "matrix products", "flops_per_second": peak}]
 
 
-def matrix_products(bench: BenchConfig, device: str) -> list[Case]:
+def matrix_products(bench: BenchConfig, device: str) -> dict[str, tuple[Callable, float]]:
     """The machine's own speed: products of the largest shapes in a step, and of a square."""
     rows, H = bench.batch_size * bench.seq_length, bench.hidden_size
     dtype, side = (torch.bfloat16, 8192) if device == "cuda" else (torch.float32, 2048)
-    cases = []
+    cases = {}
     for m, k, n in ((rows, H, 4 * H), (rows, 4 * H, H), (side, side, side)):
         a, b = (torch.randn(size, dtype=dtype, device=device) for size in ((m, k), (k, n)))
-        cases.append(Case(f"{m} x {k} x {n}", lambda a=a, b=b: a @ b, flops=2.0 * m * k * n))
+        cases[f"{m} x {k} x {n}"] = (partial(torch.matmul, a, b), 2.0 * m * k * n)
     return cases
 
 
 def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """Time the drawing of one batch's masks, static and dynamic."""
+    """The drawing of one batch's masks by our code, static and dynamic."""
     B, S = bench.batch_size, bench.seq_length
     ids = torch.randint(5, bench.vocab_size, (B, S), device=device)
-    sequence_ids = torch.arange(B, device=device)
-    draw = lambda masker: lambda: masker(ids, sequence_ids, epoch=3, vocab_size=bench.vocab_size,
-                                         **MASKS)
-    cases = [Case(f"{name} masks", draw(masker))
-             for name, masker in (("static", StaticMasker(10)), ("dynamic", DynamicMasker()))]
-    take_turns(cases, 20 * bench.rounds, device)
-    return [{"name": case.name, "seconds": case.seconds} for case in cases]
+    calls = {f"{name} masks": partial(masker, ids, torch.arange(B, device=device), epoch=3,
+                                      vocab_size=bench.vocab_size, **MASKS)
+             for name, masker in (("static", StaticMasker(10)), ("dynamic", DynamicMasker()))}
+    return _rows(take_turns(calls, 20 * bench.rounds, device))
 
 
 def forward(encoder: Encoder, B: int, S: int, device: str) -> Callable[[], None]:
-    """A forward pass of B texts of S tokens."""
+    """A forward pass of B texts of S tokens; on a GPU in bfloat16, to which the encoder is cast."""
     ids = torch.randint(5, 30, (B, S), generator=torch.Generator().manual_seed(0)).to(device)
-    encoder, mask = encoder.to(device).eval(), torch.ones_like(ids)
+    mask = torch.ones_like(ids)
+    # Cast once, as one who uses a model does; autocast would cast every weight in every call.
+    encoder.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
 
     def call() -> None:
-        with torch.no_grad(), autocast(device):
+        with torch.no_grad():
             encoder(ids, attention_mask=mask)
     return call
 
 
 def latency(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """Time base-size encoders of 12 and 6 layers, with one text at a time and with 64."""
-    cases = []
-    for compiled in (False, True) if bench.compile else (False,):
-        for name in ("bert-base", "distilbert-base"):
-            encoder = Encoder(ModelConfig.preset(name))
-            if compiled:
-                encoder.compile()
-            cases += [Case(f"{name}, batch {B}" + ", compiled" * compiled,
-                           forward(encoder, B, 32, device)) for B in (1, 64)]
-    take_turns(cases, bench.rounds, device)
-    return [{"name": case.name, "seconds": case.seconds,
-             **({"first_call": case.first} if bench.compile else {})} for case in cases]
+    """Base-size encoders of 12 and 6 layers, with one text at a time and with 64."""
+    calls = {}
+    for name in ("bert-base", "distilbert-base"):
+        encoder = Encoder(ModelConfig.preset(name))
+        if bench.compile:
+            encoder.compile()
+        calls |= {f"{name}, batch {B}": forward(encoder, B, 32, device) for B in (1, 64)}
+    return _rows(take_turns(calls, bench.rounds, device))
 
 
-def growth(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """Time the RoBERTa step at other batch sizes, lengths and depths, one changed at a time."""
-    changes = [{"batch_size": bench.batch_size * factor // 4} for factor in (1, 2, 8)]
-    changes += [{"seq_length": S, "batch_size": max(1, bench.batch_size * bench.seq_length // S)}
-                for S in (32, 512)]
-    changes += [{"num_hidden_layers": max(1, bench.num_hidden_layers * factor // 2)}
-                for factor in (1, 4)]
-    cases = []
-    for change in [{}, *changes]:
-        one = dataclasses.replace(bench, **change)
-        config, B, S = model_config(one), one.batch_size, one.seq_length
-        run = RunConfig(out="none", seq_length=S, batch_size=B, compile=bench.compile)
-        name = ", ".join(f"{name} {value}" for name, value in change.items()) or "base"
-        flops = flops_of(config, B, S, max(1, round(0.15 * S)))
-        cases.append(Case(name, our_step(config, run, device), B * S, flops))
-    return relative_to_products(cases, bench, device)
+def _rows(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    return [{"name": name, "seconds": every} for name, every in seconds.items()]
 
 
-def corpus(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """Time the preparation of 1, 10 and 100 MB of text; on Linux, give its peak of memory, too.
-
-    Each runs in a process of its own. The text is `pydocs`, repeated.
-    """
-    documents = corpus_path("pydocs").read_text(encoding="utf-8").split("\n\n")
-    found = []
-    for megabytes in (1, 10, 100):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "text.txt"
-            with open(path, "w", encoding="utf-8") as file:
-                for document in itertools.cycle(documents):
-                    if file.tell() > megabytes * 2**20:
-                        break
-                    file.write(document + "\n\n")
-            program = ("import sys, time; from pathlib import Path; start = time.perf_counter();"
-                       "from minibert.files.corpus import prepare;"
-                       f"prepare(sys.argv[1], 'wordpiece', {bench.vocab_size});"
-                       "status = Path('/proc/self/status');"
-                       "print(time.perf_counter() - start, status.read_text().split('VmHWM:')[1]"
-                       ".split()[0] if status.exists() else 0)")
-            done = subprocess.run(
-                [sys.executable, "-c", program, str(path)],
-                env={**os.environ, "MINIBERT_PREPARED": folder, "PYTHONPATH": str(DATA.parent)},
-                check=True, capture_output=True, text=True)
-        # Not by getrusage, whose peak for a new process begins with its parent's.
-        seconds, memory = map(float, done.stdout.split()[-2:])
-        found.append({"name": f"{megabytes} MB", "seconds": [seconds], "peak_mb": memory / 1024})
-    return found
-
-
-PARTS = {part.__name__: part for part in (steps, masking, latency, growth, corpus)}
+PARTS = {part.__name__: part for part in (steps, masking, latency)}
 
 
 def bench(bench: BenchConfig) -> dict[str, Any]:
