@@ -39,7 +39,7 @@ NAME   ?= mine
 CLAIMS ?=
 all: compare
 compare: setup
-	@MINIBERT_PLAIN= $(PY) -m minibert compare --grid $(GRID) --corpus $(CORPUS) \
+	@$(PY) -m minibert compare --grid $(GRID) --corpus $(CORPUS) \
 		--name $(NAME) --jobs $(JOBS) $(SIZE) $(CLAIMS)
 
 # Larger models than the claims' arms, one of each.

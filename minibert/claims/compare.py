@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from minibert.claims.claims import CLAIMS, GRIDS, Arm
 from minibert.claims.exact import EXACT, forward_seconds
 from minibert.claims.judge import arms_of, interval, judge_claim, metrics_of
@@ -34,16 +32,12 @@ def run_all(runs: list[Run], jobs: int) -> None:
     Every run goes on where it was stopped. Raises UserError with a run's last words if it fails.
     """
     # The longest first, so that no core is idle at the end.
-    waiting = sorted((run for run in runs if not run.done), key=lambda run: -run.cost)
+    waiting = sorted((run for run in runs if not run.done), key=lambda run: -run.sequences)
     running: dict[Run, subprocess.Popen] = {}
-    total, start = sum(run.cost for run in runs), time.monotonic()
-    progress = lambda: sum(run.cost * (run.done or run.share()) for run in runs)
-    before = progress()
-    plain = not sys.stderr.isatty() or bool(os.environ.get("MINIBERT_PLAIN"))
+    start = time.monotonic()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MINIBERT_PLAIN": "1", "PYTHONPATH":
                    os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    bar = tqdm(total=total, initial=before, disable=plain, unit="", bar_format="{desc} "
-               "{percentage:3.0f} % |{bar}| {elapsed} spent, {remaining} left")
+    print(f"{len(waiting)} of {len(runs)} runs are to be done, {jobs} at a time", flush=True)
     # As Ctrl-C does: by default SIGTERM would end this process and leave the runs alone.
     previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
@@ -65,15 +59,9 @@ def run_all(runs: list[Run], jobs: int) -> None:
                     last = run.out.with_suffix(".txt").read_text().strip().splitlines()[-1:]
                     raise UserError(f"the run {run.out} ended with {process.returncode}: "
                                     f"{' '.join(last).removeprefix('error: ')}")
-                if plain:
-                    done = progress()  # no more than before, where only its metrics were missing
-                    pace = (time.monotonic() - start) / (done - before or total)
-                    left = pace * (total - done) / 60
-                    print(f"{sum(run.done for run in runs)} of {len(runs)} runs done, {left:.0f} "
-                          f"min left: {run.arm.name}, seed {run.seed}", flush=True)
-            bar.set_description(f"{sum(run.done for run in runs)}/{len(runs)} runs")
-            bar.n = progress()
-            bar.refresh()
+                print(f"{sum(run.done for run in runs)} of {len(runs)} runs are done after "
+                      f"{(time.monotonic() - start) / 60:.0f} min: {run.arm.name}, seed {run.seed}",
+                      flush=True)
     finally:
         # `make` passes the signal on that it gets itself, so a second one may come; the runs must
         # be told to stop all the same.
@@ -83,7 +71,6 @@ def run_all(runs: list[Run], jobs: int) -> None:
         for process in running.values():
             process.wait()
         signal.signal(signal.SIGTERM, previous)
-        bar.close()
 
 
 def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
@@ -110,11 +97,11 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     interval([0.0] * seeds)  # too few seeds are said before the first run, not after the last
     flags = ["--corpus", corpus]
     run, base_config = read_flags("train_roberta", ["--preset", chosen_grid.preset, *flags,
-                                              *shape_flags(chosen_grid)])
+                                                    *shape_flags(chosen_grid)])
     tokenizer, text, held_out, fingerprint = prepare(corpus, run.tokenizer, base_config.vocab_size)
     claims = [claim for claim in CLAIMS if claim.id in chosen]
     refused = {claim.id: why for claim in claims if (why := too_small(claim, chosen_grid, text))}
-    tested = tuple(claim for claim in claims if claim.id not in refused)
+    tested = [claim for claim in claims if claim.id not in refused]
     runs = plan(tested, chosen_grid, range(seeds), flags, ROOT / "runs" / name, text, fingerprint)
     if plan_only:
         return plan_lines(runs)
@@ -127,26 +114,25 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     folder.mkdir(parents=True, exist_ok=True)
     write_logs(list(runs.values()), folder / "logs.jsonl")
     results = {key: metrics_of(run.out) for key, run in runs.items()}
+    members = {arm: runs[arm, 0] for claim in tested if claim.id in ("stack", "retain")
+               for arm in arms_of(claim)}
+    family = show_family(members, blanks(held_out, tokenizer))
     found = [exact() for exact in EXACT if exact.__name__ in chosen]
     for claim in claims:
         if claim.id in refused:
             found.append(dict(id=claim.id, says=claim.says, verdict="refused",
                               found=refused[claim.id], published=claim.published))
             continue
-        found.append(judge_claim(claim, results, range(seeds)))
+        judged = judge_claim(claim, results, range(seeds))
         for arm in arms_of(claim):
             command = shlex.join(["python", *runs[arm, 0].command]).replace(f"{ROOT}/", "")
-            found[-1]["arms"][arm.name]["command"] = command
-    members = {arm: runs[arm, 0] for claim in tested if claim.id in ("stack", "retain")
-               for arm in arms_of(claim)}
-    family = show_family(members, blanks(held_out, tokenizer))
-    for claim in found:
-        if "retained" in claim:
-            claim["found"] += f"; {size_and_speed(claim['contrasts'][0], family)}"
-    about = {"name": name, "grid": dataclasses.asdict(chosen_grid), "corpus": corpus,
-             "fingerprint": fingerprint, "seeds": list(range(seeds)), **machine()}
-    return {**about, "left_out": [id for id in ids if id not in chosen], "claims": found,
-            "family": family}
+            judged["arms"][arm.name]["command"] = command
+        if claim.retains:
+            judged["found"] += f"; {size_and_speed(*claim.retains[:2], family)}"
+        found.append(judged)
+    return {"name": name, "grid": dataclasses.asdict(chosen_grid), "corpus": corpus,
+            "fingerprint": fingerprint, "seeds": list(range(seeds)), **machine(),
+            "left_out": [id for id in ids if id not in chosen], "claims": found, "family": family}
 
 
 def write_logs(runs: list[Run], path: Path) -> None:
@@ -159,29 +145,27 @@ def write_logs(runs: list[Run], path: Path) -> None:
 
 
 def show_family(runs: dict[Arm, Run], texts: list[tuple[str, str]]) -> dict[str, Any]:
-    """The family's latency, by arm, and its guesses for blanks: a student beside its teacher.
+    """The family's sizes, the latency of one text, and its guesses for blanks.
 
-    runs: the arms' first seeds. texts: with [MASK] for a word, and the word. The latency is that
-    of one text; on a GPU also of 64 at once.
+    runs: the arms' first seeds. texts: with [MASK] for a word, and the word. The guesses are those
+    of each teacher with its student beside it.
     """
-    device = pick_device("auto")
-    encoders = [load_pretrained(str(run.out))[0].encoder for run in runs.values()]
-    latency = lambda batch: {arm.name: 1000 * statistics.median(found) for arm, found
-                             in zip(runs, forward_seconds(encoders, device, batch))}
-    shown = [both for arm in runs if arm.teacher in runs for both in (arm.teacher, arm)]
+    encoders = [load_pretrained(run.out)[0].encoder for run in runs.values()]
+    timed = zip(runs, forward_seconds(encoders, pick_device("auto")))
     sizes = {arm.name: sum(parameter.numel() for parameter in encoder.parameters())
              for arm, encoder in zip(runs, encoders)}
-    return {"latency_ms": latency(1), "encoder_parameters": sizes,
-            **({"latency_64_ms": latency(64)} if device == "cuda" else {}),
-            "blanks": [{"word": word, "guesses": fill_mask(
-                [str(runs[arm].out) for arm in shown], text, names=[arm.name for arm in shown])}
-                for text, word in texts if shown]}
+    shown = [both for arm in runs if arm.teacher in runs for both in (arm.teacher, arm)]
+    folders, names = [str(runs[arm].out) for arm in shown], [arm.name for arm in shown]
+    return {"latency_ms": {arm.name: 1000 * statistics.median(found) for arm, found in timed},
+            "encoder_parameters": sizes,
+            "blanks": [{"word": word, "guesses": fill_mask(folders, text, names=names)}
+                       for text, word in texts if shown]}
 
 
-def size_and_speed(contrast: dict[str, Any], family: dict[str, Any]) -> str:
-    """Return how much smaller and faster the contrast's first model is than its second."""
-    first, second = contrast["first"], contrast["second"]
+def size_and_speed(first: Arm, second: Arm, family: dict[str, Any]) -> str:
+    """Return how much smaller and faster the first arm's model is than the second's."""
     size, time = family["encoder_parameters"], family["latency_ms"]
-    return (f"its encoder has {size[first] / size[second]:.0%} of the parameters "
-            f"({size[first]:,} of {size[second]:,}) and is {time[second] / time[first]:.2f} times "
-            f"as fast ({time[first]:.2f} ms a text against {time[second]:.2f})")
+    return (f"its encoder has {size[first.name] / size[second.name]:.0%} of the parameters "
+            f"({size[first.name]:,} of {size[second.name]:,}) and is "
+            f"{time[second.name] / time[first.name]:.2f} times as fast "
+            f"({time[first.name]:.2f} ms a text against {time[second.name]:.2f})")

@@ -1,7 +1,6 @@
 """Plan the claims' arms: the command and folder of each run, and the run that comes before it."""
 import hashlib
 import importlib
-import json
 import math
 import re
 import shlex
@@ -25,23 +24,14 @@ class Run:
     out: Path
     command: list[str]
     teacher: "Run | None"
-    cost: float  # relative to the other runs, to estimate the time that is left
+    sequences: int  # that it reads, to tell long runs from short ones
 
     @property
     def done(self) -> bool:
         return (self.out / "metrics.json").exists()
 
-    def share(self) -> float:
-        """Return how far the run has come, from 0 to 1, by the last line of its log."""
-        try:
-            log = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-            steps = int(self.command[self.command.index("--steps") + 1])
-            return json.loads(log[-1])["step"] / max(1, steps)
-        except (OSError, ValueError, IndexError, KeyError):
-            return 0.0
 
-
-def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], folder: Path,
+def plan(claims: list[Claim], grid: Grid, seeds: range, flags: list[str], folder: Path,
          text: TokenizedCorpus, corpus: str) -> dict[tuple[Arm, int], Run]:
     """Return every run that the claims need, teachers before students.
 
@@ -81,7 +71,7 @@ def plan(claims: tuple[Claim, ...], grid: Grid, seeds: range, flags: list[str], 
         name = re.sub(r"\W+", "-", arm.name).strip("-")
         out = folder / f"{name}-{seed}-{digest}"
         runs[arm, seed] = Run(arm, seed, out, [*command, "--out", str(out)], teacher,
-                              steps * batch * layers_computed(arm, grid))
+                              steps * batch)
         return runs[arm, seed]
 
     for claim in claims:
@@ -148,16 +138,6 @@ def last_of_each(flags: list[str]) -> list[str]:
 def shape_flags(grid: Grid) -> list[str]:
     """Return the flags that give a model the grid's shape."""
     return ["--num-hidden-layers", str(grid.layers), *grid.shape.split()]
-
-
-def layers_computed(arm: Arm, grid: Grid) -> float:
-    """Return how many layers an update of an arm costs, a teacher's forward pass being a third."""
-    if arm.teacher is None:
-        return grid.layers // 2 if "{half}" in arm.flags else grid.layers
-    if "{layers}" in arm.flags:
-        return grid.layers
-    taught = "--alpha-kl 0 --alpha-cos 0" not in arm.flags
-    return grid.layers / 2 + taught * grid.layers / 3
 
 
 def tokens_in_a_sequence(run: RunConfig, text: TokenizedCorpus) -> float:

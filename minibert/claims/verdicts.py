@@ -167,18 +167,15 @@ def models_table(arms: dict[str, dict], family: dict[str, Any]) -> str:
     """Size, speed, loss and tasks of the family as a Markdown table: means over the seeds."""
     scores = task_scores(arms)
     tasks = list(scores.get("(majority)", {}))
-    timed = {"ms a text": family["latency_ms"]}
-    if "latency_64_ms" in family:
-        timed["ms for 64"] = family["latency_64_ms"]
     # An earlier comparison did not count the encoders.
     encoders = family.get("encoder_parameters", {})
     rows = [[name, str(arm["layers"]), f"{arm['parameters']:,}",
              f"{encoders[name]:,}" if encoders else "", f"{arm['disk'] / 1e6:.1f}",
-             *(f"{found[name]:.2f}" for found in timed.values()), f"{np.mean(losses(arm)):.3f}",
+             f"{family['latency_ms'][name]:.2f}", f"{np.mean(losses(arm)):.3f}",
              *(f"{np.mean(scores[name][task]):.3f}" for task in tasks)]
             for name, arm in arms.items()]
-    return markdown(["model", "layers", "parameters", "of its encoder", "MB", *timed, "MLM loss",
-                     *tasks], rows)
+    return markdown(["model", "layers", "parameters", "of its encoder", "MB", "ms a text",
+                     "MLM loss", *tasks], rows)
 
 
 def all_arms(results: dict[str, Any]) -> dict[str, dict]:
