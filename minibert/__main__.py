@@ -65,7 +65,6 @@ def main() -> None:
                                 epilog="Every flag of the recipe's script is understood as well.")
     steps.add_argument("recipe", choices=("bert", "roberta", "distilbert"))
     steps.add_argument("--run", default="", help="a finished run, whose weights and text to use")
-    steps.add_argument("--teacher", default="", help="for distilbert: a finished run to learn from")
     args, flags = parser.parse_known_args()
     given = vars(args)
     command = given.pop("command")
@@ -110,7 +109,7 @@ def main() -> None:
         print(speed_table(found))
     elif command == "walk":
         from minibert.tools.walk import walk
-        print(walk(args.recipe, flags, args.run, args.teacher))
+        print(walk(args.recipe, flags, args.run))
     elif command == "report":
         from minibert.claims.compare import ROOT
         from minibert.claims.verdicts import write_report
