@@ -7,11 +7,9 @@ import shutil
 import subprocess
 import sys
 import zlib
-from array import array
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -58,7 +56,7 @@ def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
 
 def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
              tokenizer: Tokenizer | None) -> None:
-    sizes = array("Q", (sum(map(len, document)) for document in read_documents(path)))
+    sizes = [sum(map(len, document)) for document in read_documents(path)]
     count = len(sizes)
     if count < 4:
         raise UserError(f"{path} holds {count} documents; at least 4 are needed, some of them to "
@@ -80,46 +78,22 @@ def _write_arrays(documents: Iterator[tuple[list[int], list[int]]], folder: Path
                   order: np.ndarray, held_out: int, dtype: type) -> None:
     """Write what `tokenize` yields as two corpora: "held-out", the first of `order`, and "train".
 
-    order: (documents,) int64, a permutation. held_out: how many of it are held out. The tokens pass
-    through a file, so that a large text needs little memory.
+    order: (documents,) int64, a permutation. held_out: how many of it are held out.
     """
-    dtype = np.dtype(dtype)
-    lengths = array("I")  # tokens of each sentence
-    counts, sizes = array("I"), array("I")  # sentences and tokens of each document
-    with open(folder / "staged", "wb") as staged:
-        for tokens, sentences in documents:
-            lengths.extend(sentences)
-            counts.append(len(sentences))
-            sizes.append(len(tokens))
-            staged.write(np.array(tokens, dtype).tobytes())
-    counts, sizes = np.array(counts, np.int64), np.array(sizes, np.int64)
-    firsts, starts = counts.cumsum() - counts, sizes.cumsum() - sizes
+    tokens, lengths = [], []  # by document: its tokens, and how many are in each sentence
+    for ids, sentences in documents:
+        tokens.append(np.array(ids, dtype))
+        lengths.append(np.array(sentences, np.int64))
     for split, chosen in (("held-out", order[:held_out]), ("train", order[held_out:])):
-        chosen = chosen[counts[chosen] > 0]
-        if not len(chosen):
+        chosen = [document for document in chosen if len(lengths[document])]
+        if not chosen:
             raise UserError("too few documents hold any text; add some, with a blank line between")
-        with open(folder / "staged", "rb") as staged, \
-                open(folder / f"{split}.tokens.npy", "wb") as tokens, \
-                open(folder / f"{split}.bounds.npy", "wb") as bounds:
-            _npy_header(tokens, dtype, int(sizes[chosen].sum()))
-            _npy_header(bounds, np.dtype(np.int64), int(counts[chosen].sum()), 2)
-            written = 0
-            for document in chosen:
-                staged.seek(starts[document] * dtype.itemsize)
-                tokens.write(staged.read(sizes[document] * dtype.itemsize))
-                first = firsts[document]
-                own = np.array(lengths[first:first + counts[document]], np.int64)
-                ends = written + own.cumsum()
-                bounds.write(np.stack([ends - own, ends], 1).tobytes())
-                written += sizes[document]
-        np.save(folder / f"{split}.documents.npy", np.append(0, counts[chosen].cumsum()))
-    (folder / "staged").unlink()
-
-
-def _npy_header(file: BinaryIO, dtype: np.dtype, *shape: int) -> None:
-    """Begin a file in numpy's format, whose numbers are then written piece by piece."""
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False,
-                                                "shape": shape})
+        counts = np.array([len(lengths[document]) for document in chosen])
+        own = np.concatenate([lengths[document] for document in chosen])
+        ends = own.cumsum() + np.arange(len(chosen)).repeat(counts)  # a [SEP] after each document
+        np.save(folder / f"{split}.tokens.npy", np.concatenate([tokens[one] for one in chosen]))
+        np.save(folder / f"{split}.bounds.npy", np.stack([ends - own, ends], 1))
+        np.save(folder / f"{split}.documents.npy", np.append(0, counts.cumsum()))
 
 
 def load_corpus(folder: Path, split: str) -> TokenizedCorpus:
