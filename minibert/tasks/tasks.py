@@ -43,8 +43,9 @@ TASKS = {
 }
 
 
-# Tasks that need no labels and no fine-tuning, see zero_shot.py; data/tasks_pydocs.py makes them.
-CHOICES = ("word-order", "halves")
+# Tasks that need no labels and no fine-tuning, see zero_shot.py.
+CHOICES = {name: Task(("right", "wrong"), "scored", folder=name, script="tasks_pydocs")
+           for name in ("word-order", "halves")}
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,11 @@ class TaskData:
         floors = {"majority": self.score(most), "bag_of_words": self.score(
             bag_of_words(self.texts, self.labels, self.dev_texts))}
         if len(self.texts[0]) == len(self.classes) == 2:
-            shared, dev_shared = overlaps(self.texts), overlaps(self.dev_texts)
-            cut, above = max(((cut, above) for cut in np.unique(shared) for above in (0, 1)),
-                             key=lambda rule: score(self.metric, (shared > rule[0]) ^ 1 ^ rule[1],
-                                                    self.labels))
-            floors["overlap"] = self.score((dev_shared > cut) ^ 1 ^ above)
+            shared = overlaps(self.texts)
+            rules = [(cut, above) for cut in np.unique(shared) for above in (False, True)]
+            cut, above = max(rules, key=lambda rule: score(
+                self.metric, (shared > rule[0]) == rule[1], self.labels))
+            floors["overlap"] = self.score((overlaps(self.dev_texts) > cut) == above)
         return floors
 
 
@@ -113,10 +114,8 @@ def load_choices(name: str, task_dir: str) -> ChoiceData:
     Its dev.tsv has the columns right, wrong and scored, a slice of the words such as 2:6 or -4:.
     Raises UserError when a file cannot be used.
     """
-    folder = Path(task_dir) / name if task_dir else DATA / "tasks" / name
-    if not task_dir and not (folder / "dev.tsv").exists():
-        run_data_script("tasks_pydocs")
-    texts, slices = read_task(folder / "dev.tsv", Task(("right", "wrong"), "scored"))
+    folder = _folder(CHOICES[name], task_dir, "dev.tsv")
+    texts, slices = read_task(folder / "dev.tsv", CHOICES[name])
     choices = []
     for (right, wrong), scored in zip(texts, slices):
         if not re.fullmatch(r"-?\d*:-?\d*", scored):
@@ -153,7 +152,8 @@ def load_task(name: str, task_dir: str, rows: int = 0) -> TaskData:
     """
     if name not in TASKS:
         raise UserError(f"there is no task {name!r}; use {', '.join(TASKS)}")
-    task, folder = TASKS[name], _folder(name, task_dir)
+    task = TASKS[name]
+    folder = _folder(task, task_dir, "train.tsv")
     texts, labels = read_task(folder / "train.tsv", task)
     rows = rows or task.rows
     texts, labels = texts[:rows or None], labels[:rows or None]
@@ -173,28 +173,28 @@ def load_task(name: str, task_dir: str, rows: int = 0) -> TaskData:
                     dev_texts, np.array([classes.index(label) for label in dev_labels]))
 
 
-def _folder(name: str, task_dir: str) -> Path:
-    task = TASKS[name]
+def _folder(task: Task, task_dir: str, file: str) -> Path:
+    """The folder of a task's files, made or downloaded if it is ours and lacks `file`."""
     if task_dir:  # the task's own folder, or one that holds it beside others
         inside = Path(task_dir) / task.folder
         if inside.is_dir() or not task.folder:
             return inside
-        if not (Path(task_dir) / "train.tsv").exists():
-            raise UserError(f"{task_dir} holds neither a folder {task.folder} nor a train.tsv; "
+        if not (Path(task_dir) / file).exists():
+            raise UserError(f"{task_dir} holds neither a folder {task.folder} nor a {file}; "
                             "name one that does with --task-dir")
         return Path(task_dir)
     if not task.folder:
-        raise UserError(f"--task-dir is missing; name the folder with {name}'s train.tsv and "
+        raise UserError("--task-dir is missing; name the folder with the task's train.tsv and "
                         "dev.tsv")
     folder = DATA / "tasks" / task.folder
-    if not (folder / "train.tsv").exists():
+    if not (folder / file).exists():
         run_data_script(task.script, task.folder)
     return folder
 
 
 def _values(path: Path, labels: list[str]) -> np.ndarray:
     try:
-        values = np.array([float(label) for label in labels], dtype=np.float32)
+        values = np.array(labels, dtype=np.float32)
     except ValueError as error:
         raise UserError(f"{path} has a label that is no number ({error}); mend it") from None
     if not np.isfinite(values).all():
