@@ -81,9 +81,9 @@ def test_latency_by_a_made_up_clock(fast, expected, monkeypatch):
     assert ratio == pytest.approx(1 / fast, abs=0.01)
     # Where there is a GPU, its figures stand behind the CPU's, which decides.
     monkeypatch.setattr(exact.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(exact, "forward_seconds", lambda encoders, device, batch, rounds, length: [
-        [1.0] * rounds, [fast if batch == 1 else 1.1] * rounds])
-    found = exact.latency(gpu=(("cpu", 3),))
-    both = found["found"].split("; ")
-    assert "batch 1, 32 tokens, cpu" in both[0] and "batch 3, 32 tokens, cpu" in both[1]
+    monkeypatch.setattr(exact, "forward_seconds", lambda encoders, device, batch: [
+        [1.0] * 9, [fast if device == "cpu" else 1.1] * 9])
+    found = exact.latency()
+    said = found["found"].split("; ")
+    assert "batch 1, 32 tokens, cpu" in said[0] and "batch 64, 32 tokens, cuda" in said[2]
     assert found["verdict"] == expected
