@@ -253,7 +253,6 @@ class BenchConfig:
     rounds: int = setting(6, "how often each case is timed", "[1, inf)")
     threads: int = setting(0, "threads on a CPU; 0 means one for each core", "[0, inf)")
     compile: bool = setting(False, "compile our blocks")
-    only: str = setting("steps,masking,latency", "parts, separated by commas")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
 
     def __post_init__(self):

@@ -401,7 +401,7 @@ def drawn(monkeypatch, tmp_path):
            for seed in range(2) for step, line in (
                (1, {"mlm": 8.0}), (2, {"mlm": 4.0 + seed}),
                (2, {"eval": {"mlm_loss": 5.0, "unigram_entropy": 6.1}}))]
-    assert figures.draw_all({"claims": claims}, log, {}, tmp_path) == list(found)
+    assert figures.draw_all({"claims": claims}, log, tmp_path) == list(found)
     assert all((tmp_path / f"{name}.png").stat().st_size < 150_000 for name in found)
     return found
 

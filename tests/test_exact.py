@@ -87,3 +87,22 @@ def test_latency_by_a_made_up_clock(fast, expected, monkeypatch):
     said = found["found"].split("; ")
     assert "batch 1, 32 tokens, cpu" in said[0] and "batch 64, 32 tokens, cuda" in said[2]
     assert found["verdict"] == expected
+
+
+def test_encoders_are_cast_before_they_are_timed(monkeypatch):
+    """Catches a pass on a GPU that casts its weights in every call, as autocast does, and one in
+    bfloat16 on a CPU, where that can be far slower."""
+    shape = dict(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                 intermediate_size=64, max_position_embeddings=exact.LENGTH)
+    seen = []
+    encoder = exact.Encoder(ModelConfig(**shape))
+    encoder.register_forward_hook(lambda module, given, hidden: seen.append(hidden.dtype))
+    with monkeypatch.context() as patch:  # a GPU, without one
+        patch.setattr(exact.torch.cuda, "synchronize", lambda: None)
+        move = exact.torch.Tensor.to
+        patch.setattr(exact.torch.Tensor, "to", lambda tensor, *to: (
+            tensor if to == ("cuda",) else move(tensor, *to)))
+        patch.setattr(exact.torch.nn.Module, "to", lambda module, device, dtype: module.type(dtype))
+        exact.forward_seconds([encoder], "cuda", rounds=1)
+    exact.forward_seconds([encoder], "cpu", rounds=1)
+    assert seen == [exact.torch.bfloat16] * 3 + [exact.torch.float32] * 3

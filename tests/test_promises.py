@@ -208,8 +208,8 @@ def test_report_is_of_the_published_results():
     results, speed = published("results.json"), published("bench.json")
     drawn = [claim["id"] for claim in results["claims"] if "arms" in claim]
     assert (ROOT / "results/cpu/report.md").read_text(encoding="utf-8") == report(
-        results, [*drawn, "verdicts", "curves", "speed"], speed)
-    for name in [*drawn, "verdicts", "curves", "speed"]:
+        results, [*drawn, "verdicts", "curves"], speed)
+    for name in [*drawn, "verdicts", "curves"]:
         assert (ROOT / f"results/cpu/{name}.png").exists()
 
 

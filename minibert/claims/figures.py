@@ -32,11 +32,10 @@ CURVES = {**dict.fromkeys(("roberta", "RoBERTa"), "healthy:\nboth losses stay to
                           "stopped early:\nboth losses still fall")}
 
 
-def draw_all(results: dict[str, Any], log: list[dict[str, Any]], speed: dict[str, Any],
-             folder: Path) -> list[str]:
-    """Draw what there is as NAME.png in a folder: a claim, all verdicts, curves, speed; name them.
+def draw_all(results: dict[str, Any], log: list[dict[str, Any]], folder: Path) -> list[str]:
+    """Draw each claim, all verdicts and some curves as NAME.png in a folder; return the names.
 
-    results, log, speed: the content of results.json, logs.jsonl and bench.json.
+    results, log: the content of results.json and logs.jsonl.
     """
     trained = [claim for claim in results["claims"] if "arms" in claim]
     drawn = {claim["id"]: draw(claim) for claim in trained}
@@ -44,8 +43,6 @@ def draw_all(results: dict[str, Any], log: list[dict[str, Any]], speed: dict[str
         drawn["verdicts"] = draw_verdicts(trained)
     if any(line["arm"] in CURVES for line in log):
         drawn["curves"] = draw_curves(log)
-    if "steps" in speed:
-        drawn["speed"] = draw_speed(speed["steps"])
     for name, figure in drawn.items():
         save(figure, folder / f"{name}.png")
     return list(drawn)
@@ -116,8 +113,7 @@ def save(figure: Figure, path: Path) -> None:
         plot.spines[["top", "right"]].set_visible(False)
     named = {name: mark for plot in figure.axes if not plot.get_legend()
              for mark, name in zip(*plot.get_legend_handles_labels())}
-    if named:
-        figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=9)
+    figure.legend(named.values(), named, loc="outside lower center", ncols=4, fontsize=9)
     figure.savefig(path, dpi=120)
     imsave(path, np.round(15 * imread(path)[..., :3]) / 15, metadata={"Software": None})
 
@@ -197,15 +193,3 @@ def _draw_curves(plot: Any, arms: dict[str, dict]) -> None:
     top = min(plot.get_ylim()[1], arm["full-sentences"][0]["unigram_entropy"] + 2)
     plot.set(ylim=(None, top), xlabel="steps", ylabel="held-out loss, nats\nper masked token")
     plot.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
-
-
-def draw_speed(steps: list[dict[str, Any]]) -> Figure:
-    """What each timed step achieves of the machine's matrix products, which come last."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    plot = figure.subplots()
-    rates = [step["flops_per_second"] / 1e9 for step in steps]
-    bars = plot.barh([step["name"] for step in steps], rates, color="0.6", height=0.6)
-    plot.bar_label(bars, [f"{rate / rates[-1]:.0%}" for rate in rates], padding=3, fontsize=9)
-    plot.invert_yaxis()
-    plot.set_xlabel("needed arithmetic done in a second, GFLOP/s")
-    return figure

@@ -26,7 +26,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
               f"{folder.name}")
         drawn = []
     else:
-        drawn = draw_all(results, log, speed, folder)
+        drawn = draw_all(results, log, folder)
     with atomic_write(folder / "report.md") as aside:
         aside.write_text(report(results, drawn, speed), encoding="utf-8")
 
@@ -89,8 +89,7 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any]) -> 
         settings = ", ".join(f"{name} {value}" for name, value in speed["settings"].items())
         parts += ["## Speed", f"`python -m minibert bench` with {settings}, on {_machine(speed)}. "
                   "Times are the fastest of all rounds, the middle one in brackets; arithmetic is "
-                  "what the recipe needs, whoever computes more.",
-                  *["![speed](speed.png)"] * ("speed" in drawn), speed_table(speed)]
+                  "what the recipe needs, whoever computes more.", speed_table(speed)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -204,28 +203,23 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def speed_table(found: dict[str, Any]) -> str:
-    """What was timed, a table for each part: the fastest repetition, the middle one in brackets."""
+    """What was timed: the fastest repetition and, in brackets, the middle one; and ratios."""
     columns = {
         "seconds": ("ms", lambda value: f"{1e3 * min(value):,.2f} ({1e3 * np.median(value):,.2f})"),
         "tokens_per_second": ("tokens/s", lambda value: f"{value:,.0f}"),
         "flops_per_second": ("GFLOP/s", lambda value: f"{value / 1e9:,.1f}"),
         "share_of_peak": ("of the peak", lambda value: f"{value:.0%}")}
-    tables = []
-    for part in ("steps", "masking", "latency"):
-        if rows := found.get(part):
-            shown = {key: column for key, column in columns.items() if key in rows[0]}
-            tables.append(markdown([part, *(heading for heading, _ in shown.values())], [
-                [row["name"], *(show(row[key]) if key in row else ""
-                                for key, (_, show) in shown.items())] for row in rows]))
-    return "\n\n".join([*tables, *(f"- {line}" for line in speed_lines(found))])
+    table = markdown(["", *(heading for heading, _ in columns.values())], [
+        [row["name"], *(show(row[key]) if key in row else "" for key, (_, show) in columns.items())]
+        for row in [*found["steps"], *found["masking"]]])
+    return "\n\n".join([table, *(f"- {line}" for line in speed_lines(found))])
 
 
 def speed_lines(found: dict[str, Any]) -> list[str]:
     """What the timings come to: ratios of the same round, the middle one and the middle half."""
-    rows = {row["name"]: row for part in ("steps", "masking") for row in found.get(part, [])}
-    timed = {name: np.array(row["seconds"]) for name, row in rows.items() if "seconds" in row}
-    if "RoBERTa" not in timed:
-        return []
+    timed = {row["name"]: np.array(row["seconds"])
+             for row in [*found["steps"], *found["masking"]] if "seconds" in row}
+    share = {row["name"]: row.get("share_of_peak") for row in found["steps"]}
 
     def ratio(slow: str, fast: str, unit: str) -> str:
         low, middle, high = np.percentile(timed[slow] / timed[fast], [25, 50, 75])
@@ -234,10 +228,10 @@ def speed_lines(found: dict[str, Any]) -> list[str]:
     peers = [("RoBERTa", "transformers, dropout 0"), ("RoBERTa", "transformers, as shipped"),
              ("RoBERTa, dropout .1", "transformers, as shipped"),
              ("RoBERTa", "torch.nn.TransformerEncoder")]
-    return [f"{ours} against {peer}: {ratio(peer, ours, 'as fast')}"
-            for ours, peer in peers if peer in timed] + [
-        f"RoBERTa: {rows['RoBERTa']['share_of_peak']:.0%} of the machine's matrix products",
-        "a distilled student's step: "
-        f"{ratio('student, distilled', 'student, untaught', 'an untaught one')}"] + [
-        f"{name}: {min(timed[name]) / min(timed['RoBERTa']):.2%} of the time of a step of RoBERTa"
-        for name in ("static masks", "dynamic masks") if name in timed]
+    return [*(f"{ours} against {peer}: {ratio(peer, ours, 'as fast')}"
+              for ours, peer in peers if peer in timed),
+            f"RoBERTa: {share['RoBERTa']:.0%} of the machine's matrix products",
+            "a distilled student's step: "
+            f"{ratio('student, distilled', 'student, untaught', 'an untaught one')}",
+            *(f"{name}: {min(timed[name]) / min(timed['RoBERTa']):.2%} of the time of a step of "
+              "RoBERTa" for name in ("static masks", "dynamic masks"))]

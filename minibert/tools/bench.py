@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device, sizes_of_width
 from minibert.data import Batches, TokenizedCorpus
-from minibert.errors import UserError
 from minibert.files.run_folder import machine
 from minibert.losses import cosine_loss, mlm_loss, nsp_loss, soft_target_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
-from minibert.model import Encoder, MaskedLM
+from minibert.model import MaskedLM
 from minibert.tokenizer import SpecialIds
-from minibert.tools.peers import torch_step, transformers_step
 from minibert.training import autocast, clipped_step, optimizer_groups
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -104,6 +104,59 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
     return step
 
 
+def transformers_step(config: ModelConfig, B: int, S: int, dropout: float, device: str
+                      ) -> Callable[[], None]:
+    """One step of `transformers`: its BertForMaskedLM and its collator, in a plain loop."""
+    import transformers
+
+    model = transformers.BertForMaskedLM(transformers.BertConfig(
+        vocab_size=config.vocab_size, hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size, hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout)).to(device).train()
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = {name: number for number, name in enumerate(
+        names + [f"w{number}" for number in range(config.vocab_size - len(names))])}
+    collator = transformers.DataCollatorForLanguageModeling(
+        transformers.BertTokenizer(vocab=words), mlm_probability=0.15)
+    rows = np.random.default_rng(0).integers(5, config.vocab_size, (64 * B, S))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    number = 0
+
+    def step() -> None:
+        nonlocal number
+        number += 1
+        chosen = rows[np.arange(number * B, (number + 1) * B) % len(rows)]
+        batch = collator([{"input_ids": row} for row in chosen.tolist()]).to(device)
+        with autocast(device):
+            loss = model(**batch).loss
+        clipped_step(model, loss, optimizer)
+    return step
+
+
+def torch_step(config: ModelConfig, B: int, S: int, device: str) -> Callable[[], None]:
+    """One step of torch.nn.TransformerEncoder and a tied head at all positions, as tutorials do."""
+    word = nn.Embedding(config.vocab_size, config.hidden_size)
+    position = nn.Embedding(S, config.hidden_size)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(
+        config.hidden_size, config.num_attention_heads, config.intermediate_size, dropout=0.0,
+        activation="gelu", batch_first=True), config.num_hidden_layers, enable_nested_tensor=False)
+    model = nn.ModuleList([word, position, encoder]).to(device).train()
+    nn.init.normal_(word.weight, std=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    ids = torch.randint(5, config.vocab_size, (B, S), device=device)
+    hidden = torch.rand(B, S, device=device) < 0.15
+
+    def step() -> None:
+        with autocast(device):
+            states = encoder(word(torch.where(hidden, SPECIAL.mask, ids)) + position.weight)
+            logits = F.linear(states, word.weight)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(),
+                                   torch.where(hidden, ids, IGNORE).flatten(), ignore_index=IGNORE)
+        clipped_step(model, loss, optimizer)
+    return step
+
+
 def model_config(bench: BenchConfig, **other: Any) -> ModelConfig:
     """The model that is timed, without dropout."""
     values = dict(vocab_size=bench.vocab_size, num_hidden_layers=bench.num_hidden_layers,
@@ -168,49 +221,13 @@ def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     calls = {f"{name} masks": partial(masker, ids, torch.arange(B, device=device), epoch=3,
                                       vocab_size=bench.vocab_size, **MASKS)
              for name, masker in (("static", StaticMasker(10)), ("dynamic", DynamicMasker()))}
-    return _rows(take_turns(calls, 20 * bench.rounds, device))
-
-
-def forward(encoder: Encoder, B: int, S: int, device: str) -> Callable[[], None]:
-    """A forward pass of B texts of S tokens; on a GPU in bfloat16, to which the encoder is cast."""
-    ids = torch.randint(5, 30, (B, S), generator=torch.Generator().manual_seed(0)).to(device)
-    mask = torch.ones_like(ids)
-    # Cast once, as one who uses a model does; autocast would cast every weight in every call.
-    encoder.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
-
-    def call() -> None:
-        with torch.no_grad():
-            encoder(ids, attention_mask=mask)
-    return call
-
-
-def latency(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """Base-size encoders of 12 and 6 layers, with one text at a time and with 64."""
-    calls = {}
-    for name in ("bert-base", "distilbert-base"):
-        encoder = Encoder(ModelConfig.preset(name))
-        if bench.compile:
-            encoder.compile()
-        calls |= {f"{name}, batch {B}": forward(encoder, B, 32, device) for B in (1, 64)}
-    return _rows(take_turns(calls, bench.rounds, device))
-
-
-def _rows(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
+    seconds = take_turns(calls, 20 * bench.rounds, device)
     return [{"name": name, "seconds": every} for name, every in seconds.items()]
 
 
-PARTS = {part.__name__: part for part in (steps, masking, latency)}
-
-
 def bench(bench: BenchConfig) -> dict[str, Any]:
-    """Time the parts that bench.only names, and return every repetition's seconds.
-
-    Raises UserError when there is no such part.
-    """
+    """Time steps and masks, and return every repetition's seconds."""
     device = pick_device(bench.device)
     torch.set_num_threads(bench.threads or os.cpu_count() or 1)
-    chosen = bench.only.split(",")
-    if unknown := sorted(set(chosen) - set(PARTS)):
-        raise UserError(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
     return {"settings": dataclasses.asdict(bench), **machine(), "device": device,
-            **{name: PARTS[name](bench, device) for name in chosen}}
+            "steps": steps(bench, device), "masking": masking(bench, device)}
