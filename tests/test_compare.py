@@ -393,9 +393,9 @@ def drawn(monkeypatch, tmp_path):
     save = figures.save
     monkeypatch.setattr(figures, "save", lambda figure, path: (
         save(figure, path), found.update({path.stem: figure})))
-    results = {(arm, seed): made_up(arm, seed)
-               for claim in CLAIMS for arm in arms_of(claim) for seed in range(3)}
-    claims = [judge_claim(claim, results, range(3)) for claim in CLAIMS]
+    results = {arm: [made_up(arm, seed) for seed in range(3)]
+               for claim in CLAIMS for arm in arms_of(claim)}
+    claims = [judge_claim(claim, results) for claim in CLAIMS]
     log = [{"arm": arm, "seed": seed, "step": step, **line}
            for arm in ("RoBERTa", "one static mask, small slice", "RoBERTa, half the steps")
            for seed in range(2) for step, line in (

@@ -56,7 +56,7 @@ def test_verdicts(question, low, high, expected):
 def runs():
     """Two arms of three seeds, with results to be changed."""
     def make(changes=None):
-        found = {}
+        found = {A: [], B: []}
         for arm, losses in ((A, (4.0, 4.5, 5.0)), (B, (4.2, 4.7, 5.2))):
             for seed, loss in enumerate(losses):
                 metrics = {"tokens": 1000 + seed, "steps": 10, "seconds": 1.0, "parameters": 5,
@@ -67,35 +67,35 @@ def runs():
                 if changes and changes[0] == (arm.name, seed):
                     metrics["full-sentences"] |= changes[1].get("full", {})
                     metrics |= changes[1].get("all", {})
-                found[arm, seed] = metrics
+                found[arm].append(metrics)
         return found
     return make
 
 
 def test_gains_are_paired_by_seed(runs):
     """Catches an interval over unpaired values: seeds differ by half a nat, the arms by 0.2."""
-    found = judge(Contrast(A, B, "better"), runs(), range(3))
+    found = judge(Contrast(A, B, "better"), runs())
     assert found["gains"] == [pytest.approx(0.2)] * 3
     assert found["low"] == pytest.approx(0.2) == found["high"] and found["verdict"] == "holds"
-    assert judge(Contrast(B, A, "better"), runs(), range(3))["verdict"] == "contradicted"
+    assert judge(Contrast(B, A, "better"), runs())["verdict"] == "contradicted"
 
 
 def test_rule_1_other_evaluation_set(runs):
     """Catches losses on other targets, also of one seed only."""
     changed = runs((("b", 2), {"full": {"hash": "other"}}))
-    found = judge(Contrast(A, B, "better"), changed, range(3))
+    found = judge(Contrast(A, B, "better"), changed)
     assert "refused: a and b were evaluated on different sets" in found["verdict"]
     assert not found["gains"]
-    found = judge(Contrast(A, B, "better", measure="segment-pair.mlm_loss"), changed, range(3))
+    found = judge(Contrast(A, B, "better", measure="segment-pair.mlm_loss"), changed)
     assert found["verdict"] == "holds"
 
 
 def test_rule_2_unequal_tokens(runs):
     """Catches an arm that saw more text, unless the budget is what differs."""
     changed = runs((("a", 0), {"all": {"tokens": 1040}}))
-    says = judge(Contrast(A, B, "better"), changed, range(3))["verdict"]
+    says = judge(Contrast(A, B, "better"), changed)["verdict"]
     assert says == "refused: a saw 1,014 tokens, b 1,001"
-    assert judge(Contrast(A, B, "better", apart="tokens"), changed, range(3))["verdict"] == "holds"
+    assert judge(Contrast(A, B, "better", apart="tokens"), changed)["verdict"] == "holds"
 
 
 @pytest.mark.parametrize("change, stuck", [
@@ -104,11 +104,10 @@ def test_rule_2_unequal_tokens(runs):
     ({"full": {"mlm_loss": 8.6}, "all": {"train_loss": 0.3}}, False)])  # by heart is no plateau
 def test_rule_4_plateau(change, stuck, runs):
     """Catches "no difference" between runs that have learned frequencies only."""
-    says = judge(Contrast(A, B, "better"), runs((("a", 1), change)), range(3))["verdict"]
+    says = judge(Contrast(A, B, "better"), runs((("a", 1), change)))["verdict"]
     assert ("on the plateau: a" in says) == stuck
     # In pairs it has learned, and it is pairs that are compared.
-    says = judge(Contrast(A, B, "better", measure=PAIRS_LOSS), runs((("a", 1), change)),
-                 range(3))["verdict"]
+    says = judge(Contrast(A, B, "better", measure=PAIRS_LOSS), runs((("a", 1), change)))["verdict"]
     assert "on the plateau" not in says
 
 
@@ -116,16 +115,15 @@ def test_a_claim_goes_by_its_first_contrast(runs):
     """Catches a verdict taken from the kindest contrast, and a gap measured from the wrong end."""
     claim = Claim("x", "a is better", (Contrast(B, A, "better"), Contrast(A, B, "better")), "", "",
                   gap=(B, A, A))
-    found = judge_claim(claim, runs(), range(3))
+    found = judge_claim(claim, runs())
     assert found["verdict"] == "contradicted" and "b against a: -0.200 nats" in found["found"]
     assert found["gap"]["shares"] == [pytest.approx(1.0)] * 3
     assert "a closes 100% [100%, 100%] of" in found["found"]
     assert found["arms"]["a"]["train_loss"] == [4.0] * 3
-    half = {key: value for key, value in runs((("a", 0), {"full": {"mlm_loss": 4.1}})).items()}
     top = Arm("top")
-    half |= {(top, seed): runs()[A, seed] for seed in range(3)}
+    half = {**runs((("a", 0), {"full": {"mlm_loss": 4.1}})), top: runs()[A]}
     gap = judge_claim(Claim("x", "", (Contrast(A, B, "better"),), "", "", (top,), (B, A, top)),
-                      half, range(3))["gap"]
+                      half)["gap"]
     assert gap["shares"] == pytest.approx([0.5, 1, 1])
     assert "a closes 83% [12%, 155%] of the gap" in gap["says"]  # by Student's t, not 50 to 100
 
@@ -133,11 +131,11 @@ def test_a_claim_goes_by_its_first_contrast(runs):
 def test_refused_claims_are_told(runs):
     """Catches a refusal that ends the report of everything else."""
     changed = runs((("b", 2), {"full": {"hash": "other"}}))
-    found = judge_claim(Claim("x", "", (Contrast(A, B, "better"),), "", ""), changed, range(3))
+    found = judge_claim(Claim("x", "", (Contrast(A, B, "better"),), "", ""), changed)
     assert found["verdict"].startswith("refused: ")
     assert found["found"] == "a against b: not compared"
     named = Contrast(A, B, "better", name="more against less")
-    assert judge(named, changed, range(3))["name"] == "more against less"
+    assert judge(named, changed)["name"] == "more against less"
 
 
 def test_metrics_of_a_run(tmp_path):
@@ -170,12 +168,12 @@ def test_rule_7_early(runs):
     last fifth. An arm that got worse there gained nothing."""
     gaining = runs()
     for seed in range(3):
-        gaining[A, seed]["last_fifth"], gaining[B, seed]["last_fifth"] = 0.3, -5.0
-    assert judge(Contrast(A, B, "better"), gaining, range(3))["verdict"] == "holds (early)"
-    assert judge(Contrast(A, B, "better"), runs(), range(3))["verdict"] == "holds"
-    gaining[B, 0] |= {"train_loss": 5.9, "last_fifth": 0.1}
-    gaining[B, 0]["full-sentences"]["mlm_loss"] = 5.8
-    says = judge(Contrast(A, B, "better"), gaining, range(3))["verdict"]
+        gaining[A][seed]["last_fifth"], gaining[B][seed]["last_fifth"] = 0.3, -5.0
+    assert judge(Contrast(A, B, "better"), gaining)["verdict"] == "holds (early)"
+    assert judge(Contrast(A, B, "better"), runs())["verdict"] == "holds"
+    gaining[B][0] |= {"train_loss": 5.9, "last_fifth": 0.1}
+    gaining[B][0]["full-sentences"]["mlm_loss"] = 5.8
+    says = judge(Contrast(A, B, "better"), gaining)["verdict"]
     assert says == "inconclusive (on the plateau: b)"  # which says more than early
 
 
@@ -183,23 +181,23 @@ def test_rule_7_early(runs):
 
 def with_tasks(scores):
     """Results of two seeds: arm -> task -> its two scores; a guess is right half of the time."""
-    return {(arm, seed): {"tasks": {name: {"score": both[seed], "majority": 0.5}
-                                    for name, both in tasks.items()},
-                          "tokens": 10, "full-sentences": {"kl_to_teacher": 0.1}}
-            for arm, tasks in scores.items() for seed in range(2)}
+    return {arm: [{"tasks": {name: {"score": both[seed], "majority": 0.5}
+                             for name, both in tasks.items()},
+                   "tokens": 10, "full-sentences": {"kl_to_teacher": 0.1}} for seed in range(2)]
+            for arm, tasks in scores.items()}
 
 
 def test_more_is_better_in_tasks(runs):
     """Catches a score that is judged like a loss, or compared although it was never taken."""
     found = with_tasks({A: {"x": [0.8, 0.9], "y": [0.6, 0.7]},
                         B: {"x": [0.7, 0.8], "y": [0.5, 0.6]}})
-    assert measured(found[A, 0], TASKS) == pytest.approx(0.2)
-    says = judge(Contrast(A, B, "better", 0.01, TASKS), found, range(2))
+    assert measured(found[A][0], TASKS) == pytest.approx(0.2)
+    says = judge(Contrast(A, B, "better", 0.01, TASKS), found)
     assert says["gains"] == [pytest.approx(0.1)] * 2 and says["verdict"] == "holds"
     assert in_words(says).startswith("+10.0 points [+10.0, +10.0], 25.0 against 15.0 above")
-    says = judge(Contrast(A, B, "better", 0.3, TASKS), found, range(2))
+    says = judge(Contrast(A, B, "better", 0.3, TASKS), found)
     assert says["verdict"] == "no difference beyond ±30 points"
-    says = judge(Contrast(A, B, "better", 0.01, TASKS), runs(), range(3))
+    says = judge(Contrast(A, B, "better", 0.01, TASKS), runs())
     assert says["verdict"] == "refused: a was not fine-tuned on any task"
 
 
@@ -207,27 +205,27 @@ def test_what_a_student_retains():
     """Catches a share of raw scores, which a guess has half of, and shares of means by seed."""
     found = with_tasks({A: {"x": [0.68, 0.69], "y": [0.59, 0.60]}, B: {"x": [0.7, 0.7],
                                                                        "y": [0.6, 0.6]}})
-    says = retained(A, B, 0.97, found, range(2))
+    says = retained(A, B, 0.97, found)
     assert says["shares"]["x"] == pytest.approx([0.9, 0.95])
     assert says["shares"]["mean"] == pytest.approx([0.9, 29 / 30])
     assert says["verdict"] == "inconclusive" and "a keeps 93% [" in says["says"]
     same = with_tasks({A: {"x": [0.7, 0.7]}, B: {"x": [0.7, 0.7]}})
-    assert retained(A, B, 0.97, same, range(2))["verdict"] == "holds"
+    assert retained(A, B, 0.97, same)["verdict"] == "holds"
     half = with_tasks({A: {"x": [0.6, 0.6], "y": [0.5, 0.6]},
                        B: {"x": [0.7, 0.7], "y": [0.5, 0.6]}})
-    assert retained(A, B, 0.97, half, range(2))["shares"].keys() == {"x", "mean"}  # y: 0 of 0
+    assert retained(A, B, 0.97, half)["shares"].keys() == {"x", "mean"}  # y: 0 of 0
     guessing = with_tasks({A: {"x": [0.5, 0.5]}, B: {"x": [0.5, 0.51]}})
-    says = retained(A, B, 0.97, guessing, range(2))
+    says = retained(A, B, 0.97, guessing)
     assert says["verdict"] == "inconclusive: the teacher has learned no task"
     worse = with_tasks({A: {"x": [0.6, 0.6]}, B: {"x": [0.7, 0.7]}})
-    assert retained(A, B, 0.97, worse, range(2))["verdict"] == "contradicted"
+    assert retained(A, B, 0.97, worse)["verdict"] == "contradicted"
 
 
 def test_floors_are_beaten_by_a_margin():
     """Catches a floor that is left out, and a score that is above it by chance."""
     found = with_tasks({A: {"x": [0.8, 0.8], "y": [0.72, 0.72]}})
-    found[A, 0]["tasks"]["y"]["bigrams"] = 0.7
-    assert above_floors(A, found, range(2)) == (
+    found[A][0]["tasks"]["y"]["bigrams"] = 0.7
+    assert above_floors(found[A]) == (
         "x 0.800 beats majority 0.500, y 0.720 does not beat bigrams 0.700")
 
 
@@ -235,9 +233,9 @@ def test_a_claim_says_how_its_arm_stands_to_the_floors(runs):
     """Catches floors that are looked at for another arm, or for none."""
     found = runs()
     for seed in range(3):
-        found[B, seed]["tasks"] = {"x": {"score": 0.9, "majority": 0.5}}
+        found[B][seed]["tasks"] = {"x": {"score": 0.9, "majority": 0.5}}
     said = lambda **more: judge_claim(Claim("x", "", (Contrast(A, B, "better"),), "", "", **more),
-                                      found, range(3))["found"]
+                                      found)["found"]
     assert said(beats_floors=B).endswith("; x 0.900 beats majority 0.500")
     assert "majority" not in said()
 
@@ -249,22 +247,21 @@ def test_nsp_has_to_be_learned_first(runs):
     def scores(*accuracies):
         found = runs()
         for seed, accuracy in enumerate(accuracies):
-            found[B, seed]["segment-pair"] |= {"nsp_accuracy": accuracy, "nsp_majority": 0.55,
+            found[B][seed]["segment-pair"] |= {"nsp_accuracy": accuracy, "nsp_majority": 0.55,
                                                "nsp_length": 0.6}
         return found
-    assert nsp_unlearned(B, scores(0.70, 0.71, 0.70), range(3)) == ""
+    assert nsp_unlearned(scores(0.70, 0.71, 0.70)[B]) == ""
     why = "NSP was not learned here (accuracy 0.600, 0.600 without reading)"
-    assert nsp_unlearned(B, scores(0.58, 0.62, 0.60), range(3)) == why
+    assert nsp_unlearned(scores(0.58, 0.62, 0.60)[B]) == why
     claim = Claim("nsp", "", (Contrast(A, B, "no worse"),), "", "", learns_nsp=B)
-    judged = lambda *accuracies: judge_claim(claim, scores(*accuracies), range(3))["verdict"]
+    judged = lambda *accuracies: judge_claim(claim, scores(*accuracies))["verdict"]
     assert judged(0.58, 0.62, 0.60) == f"inconclusive: {why}" and judged(0.7, 0.71, 0.7) == "holds"
 
 
 def test_several_contrasts_decide_together(runs):
     """Catches a verdict by the first of two contrasts that both decide, or by the kindest."""
     both = Contrast(A, B, "better"), Contrast(B, A, "better")
-    verdict_of = lambda **more: judge_claim(Claim("x", "", both, "", "", **more), runs(),
-                                            range(3))["verdict"]
+    verdict_of = lambda **more: judge_claim(Claim("x", "", both, "", "", **more), runs())["verdict"]
     assert verdict_of() == "holds"
     assert verdict_of(decides=2) == "mixed: 1 of 2 hold, 1 contradicted"
 

@@ -113,7 +113,8 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     folder = ROOT / "results" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_logs(list(runs.values()), folder / "logs.jsonl")
-    results = {key: metrics_of(run.out) for key, run in runs.items()}
+    results = {arm: [metrics_of(runs[arm, seed].out) for seed in range(seeds)]
+               for arm in {arm for arm, _ in runs}}
     members = {arm: runs[arm, 0] for claim in tested if claim.id in ("stack", "retain")
                for arm in arms_of(claim)}
     family = show_family(members, blanks(held_out, tokenizer))
@@ -123,7 +124,7 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
             found.append(dict(id=claim.id, says=claim.says, verdict="refused",
                               found=refused[claim.id], published=claim.published))
             continue
-        judged = judge_claim(claim, results, range(seeds))
+        judged = judge_claim(claim, results)
         for arm in arms_of(claim):
             command = shlex.join(["python", *runs[arm, 0].command]).replace(f"{ROOT}/", "")
             judged["arms"][arm.name]["command"] = command

@@ -25,7 +25,7 @@ RETAIN_MARGIN = 0.03  # a share of the teacher's score that is too small to matt
 LEARNED_TASK = 0.02  # above the most frequent answer: a teacher's lower score is not shared out
 FLOOR_MARGIN = 0.03  # by which a fine-tuned model has to beat each floor of a task
 
-Results = dict[tuple[Arm, int], dict[str, Any]]  # an arm and a seed: what `metrics_of` returns
+Results = dict[Arm, list[dict[str, Any]]]  # what `metrics_of` returns, for each seed of an arm
 
 
 def metrics_of(out: Path) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def measured(metrics: dict[str, Any], measure: str) -> float:
     return metrics[kind][name]
 
 
-def judge(contrast: Contrast, results: Results, seeds: range) -> dict[str, Any]:
+def judge(contrast: Contrast, results: Results) -> dict[str, Any]:
     """Judge one contrast: gains by seed, their interval, the verdict.
 
     Arms that may not be compared give no gains, and the verdict says why.
@@ -97,9 +97,9 @@ def judge(contrast: Contrast, results: Results, seeds: range) -> dict[str, Any]:
     summary = {"name": contrast.name or f"{arms[0].name} against {arms[1].name}",
                "first": arms[0].name, "second": arms[1].name, "question": contrast.question,
                "measure": contrast.measure, "margin": contrast.margin}
-    if why := refusal(contrast, results, seeds):
+    if why := refusal(contrast, results):
         return {**summary, "gains": [], "verdict": f"refused: {why}"}
-    values = [[measured(results[arm, seed], contrast.measure) for seed in seeds] for arm in arms]
+    values = [[measured(metrics, contrast.measure) for metrics in results[arm]] for arm in arms]
     sign = 1 if contrast.measure == TASKS else -1  # a score should be high, a loss low
     gains = [sign * (first - second) for first, second in zip(*values)]
     mean, low, high = interval(gains)
@@ -107,12 +107,12 @@ def judge(contrast: Contrast, results: Results, seeds: range) -> dict[str, Any]:
     if contrast.measure == TASKS:
         says = says.replace(f"±{contrast.margin:g}", f"±{100 * contrast.margin:g} points")
     else:
-        last = max(np.mean([results[arm, seed]["last_fifth"] for seed in seeds]) for arm in arms)
+        last = max(np.mean([metrics["last_fifth"] for metrics in results[arm]]) for arm in arms)
         if abs(mean) < last:
             says += " (early)"
         kind = contrast.measure.split(".")[0]
         if stuck := [arm.name for arm in arms
-                     if any(on_plateau(results[arm, seed], kind) for seed in seeds)]:
+                     if any(on_plateau(metrics, kind) for metrics in results[arm])]:
             says = f"inconclusive (on the plateau: {', '.join(stuck)})"
     return {**summary, "gains": gains, "gain": mean, "low": low, "high": high, "verdict": says,
             "means": [float(np.mean(value)) for value in values]}
@@ -142,22 +142,23 @@ def in_words(contrast: dict[str, Any]) -> str:
     return f"{effect}, a perplexity of {np.exp(first):.0f} against {np.exp(second):.0f}"
 
 
-def refusal(contrast: Contrast, results: Results, seeds: range) -> str:
+def refusal(contrast: Contrast, results: Results) -> str:
     """Return why the arms of a contrast may not be compared at all; "" where they may."""
     first, second = contrast.first, contrast.second
-    found = {arm: [results[arm, seed] for seed in seeds] for arm in (first, second)}
     if contrast.measure == TASKS:
-        if missing := [arm.name for arm in found if not all(one["tasks"] for one in found[arm])]:
-            return f"{missing[0]} was not fine-tuned on any task"
+        for arm in (first, second):
+            if not all(metrics["tasks"] for metrics in results[arm]):
+                return f"{arm.name} was not fine-tuned on any task"
     else:
         kind = contrast.measure.split(".")[0]
-        hashes = {metrics[kind]["hash"] for arm in found for metrics in found[arm]}
+        hashes = {metrics[kind]["hash"] for metrics in results[first] + results[second]}
         if len(hashes) > 1:
             return (f"{first.name} and {second.name} were evaluated on different sets "
                     f"({', '.join(sorted(hashes))})")
-    tokens = [float(np.mean([metrics["tokens"] for metrics in found[arm]])) for arm in found]
-    if contrast.apart != "tokens" and abs(tokens[0] / tokens[1] - 1) > UNEQUAL:
-        return f"{first.name} saw {tokens[0]:,.0f} tokens, {second.name} {tokens[1]:,.0f}"
+    ours, theirs = (float(np.mean([metrics["tokens"] for metrics in results[arm]]))
+                    for arm in (first, second))
+    if contrast.apart != "tokens" and abs(ours / theirs - 1) > UNEQUAL:
+        return f"{first.name} saw {ours:,.0f} tokens, {second.name} {theirs:,.0f}"
     return ""
 
 
@@ -171,29 +172,29 @@ def on_plateau(metrics: dict[str, Any], kind: str) -> bool:
     return min(found["mlm_loss"], metrics["train_loss"]) > found["unigram_entropy"] - PLATEAU
 
 
-def judge_claim(claim: Claim, results: Results, seeds: range) -> dict[str, Any]:
+def judge_claim(claim: Claim, results: Results) -> dict[str, Any]:
     """Judge all contrasts of a claim, of which the first `decides` give the verdict."""
-    contrasts = [judge(contrast, results, seeds) for contrast in claim.contrasts]
+    contrasts = [judge(contrast, results) for contrast in claim.contrasts]
     deciding = contrasts[:claim.decides]
     says = [f"{one['name']}{', in pairs' * (one['measure'] == PAIRS_LOSS)}: {in_words(one)}"
             for one in contrasts[:max(2, min(3, claim.decides))]]  # the report has all of them
     found = dict(id=claim.id, says=claim.says, verdict=together([c["verdict"] for c in deciding]),
                  published=claim.published, differs=claim.differs, contrasts=contrasts)
-    if claim.learns_nsp and (unlearned := nsp_unlearned(claim.learns_nsp, results, seeds)):
+    if claim.learns_nsp and (unlearned := nsp_unlearned(results[claim.learns_nsp])):
         found["verdict"] = f"inconclusive: {unlearned}"
     if claim.ranked:
         says += reversed_rankings(deciding)
     if claim.gap:
-        found["gap"] = gap_closed(claim.gap, results, seeds)
+        found["gap"] = gap_closed(claim.gap, results)
         says.append(found["gap"]["says"])
     if claim.retains:
-        found["retained"] = retained(*claim.retains, results, seeds)
+        found["retained"] = retained(*claim.retains, results)
         found["verdict"] = found["retained"]["verdict"]
         says = [found["retained"]["says"]]
     if claim.beats_floors:
-        says.append(above_floors(claim.beats_floors, results, seeds))
+        says.append(above_floors(results[claim.beats_floors]))
     return {**found, "found": "; ".join(says),
-            "arms": {arm.name: arm_results(arm, results, seeds) for arm in arms_of(claim)}}
+            "arms": {arm.name: arm_results(arm, results[arm]) for arm in arms_of(claim)}}
 
 
 def together(verdicts: list[str]) -> str:
@@ -212,18 +213,20 @@ def together(verdicts: list[str]) -> str:
     return "mixed: " + ", ".join([first, *(f"{count} {kind}" for kind, count in counts.items())])
 
 
-def nsp_unlearned(arm: Arm, results: Results, seeds: range) -> str:
+def nsp_unlearned(metrics: list[dict[str, Any]]) -> str:
     """Return why an arm cannot be said to have learned next sentences; "" where it can.
 
     Its accuracy has to be above that of the more frequent answer and of the pair's length alone.
+    metrics: of each seed.
     """
-    scores = [results[arm, seed]["segment-pair"] for seed in seeds]
-    above = [one["nsp_accuracy"] - max(one["nsp_majority"], one["nsp_length"]) for one in scores]
+    scores = [one["segment-pair"] for one in metrics]
+    accuracies = [one["nsp_accuracy"] for one in scores]
+    floors = [max(one["nsp_majority"], one["nsp_length"]) for one in scores]
+    above = [accuracy - floor for accuracy, floor in zip(accuracies, floors)]
     if interval(above)[1] > 0:
         return ""
-    accuracy = np.mean([one["nsp_accuracy"] for one in scores])
-    floor = np.mean([max(one["nsp_majority"], one["nsp_length"]) for one in scores])
-    return f"NSP was not learned here (accuracy {accuracy:.3f}, {floor:.3f} without reading)"
+    return (f"NSP was not learned here (accuracy {np.mean(accuracies):.3f}, "
+            f"{np.mean(floors):.3f} without reading)")
 
 
 def reversed_rankings(contrasts: list[dict[str, Any]]) -> list[str]:
@@ -237,9 +240,9 @@ def reversed_rankings(contrasts: list[dict[str, Any]]) -> list[str]:
     return says
 
 
-def gap_closed(gap: tuple[Arm, Arm, Arm], results: Results, seeds: range) -> dict[str, Any]:
+def gap_closed(gap: tuple[Arm, Arm, Arm], results: Results) -> dict[str, Any]:
     """Return the share of the loss between the first arm and the last that the second saves."""
-    worst, between, best = ([results[arm, seed]["full-sentences"]["mlm_loss"] for seed in seeds]
+    worst, between, best = ([metrics["full-sentences"]["mlm_loss"] for metrics in results[arm]]
                             for arm in gap)
     shares = [(a - b) / (a - c) for a, b, c in zip(worst, between, best)]
     mean, low, high = interval(shares)
@@ -247,22 +250,20 @@ def gap_closed(gap: tuple[Arm, Arm, Arm], results: Results, seeds: range) -> dic
             f"the gap from {gap[0].name} to {gap[2].name}"}
 
 
-def retained(student: Arm, teacher: Arm, share: float, results: Results, seeds: range
-             ) -> dict[str, Any]:
+def retained(student: Arm, teacher: Arm, share: float, results: Results) -> dict[str, Any]:
     """Return the share of the teacher's score above the floor that the student keeps.
 
     Of each task and of their mean, by seed, with the verdict on the mean.
     """
-    def above(arm: Arm, seed: int) -> dict[str, float]:
-        tasks = results[arm, seed]["tasks"]
-        scores = {name: one["score"] - one["majority"] for name, one in tasks.items()}
+    def above(metrics: dict[str, Any]) -> dict[str, float]:
+        scores = {name: one["score"] - one["majority"] for name, one in metrics["tasks"].items()}
         return {**scores, "mean": float(np.mean(list(scores.values())))} if scores else {}
 
-    pairs = [(above(student, seed), above(teacher, seed)) for seed in seeds]
+    ours, theirs = ([above(metrics) for metrics in results[arm]] for arm in (student, teacher))
     # A share of next to nothing would say nothing.
-    learned = [name for name in pairs[0][0]
-               if all(theirs[name] > LEARNED_TASK for _, theirs in pairs)]
-    shares = {name: [ours[name] / theirs[name] for ours, theirs in pairs] for name in learned}
+    learned = [name for name in theirs[0] if all(one[name] > LEARNED_TASK for one in theirs)]
+    shares = {name: [one[name] / other[name] for one, other in zip(ours, theirs)]
+              for name in learned}
     if "mean" not in shares:
         return {"shares": shares, "verdict": "inconclusive: the teacher has learned no task",
                 "says": f"{teacher.name} scores no better than the most frequent answer"}
@@ -276,11 +277,14 @@ def retained(student: Arm, teacher: Arm, share: float, results: Results, seeds: 
             "verdict": "holds" if kept.startswith("no difference") else kept}
 
 
-def above_floors(arm: Arm, results: Results, seeds: range) -> str:
-    """Return by how much an arm beats the best score that needs no model, task by task."""
+def above_floors(metrics: list[dict[str, Any]]) -> str:
+    """Return by how much an arm beats the best score that needs no model, task by task.
+
+    metrics: of each seed.
+    """
     says = []
-    for name, first in results[arm, seeds[0]]["tasks"].items():
-        score = np.mean([results[arm, seed]["tasks"][name]["score"] for seed in seeds])
+    for name, first in metrics[0]["tasks"].items():
+        score = np.mean([one["tasks"][name]["score"] for one in metrics])
         best = max((floor for floor in FLOORS.values() if floor in first), key=first.get)
         beats = "beats" if score > first[best] + FLOOR_MARGIN else "does not beat"
         says.append(f"{name} {score:.3f} {beats} {best.replace('_', ' ')} {first[best]:.3f}")
@@ -293,9 +297,8 @@ def arms_of(claim: Claim) -> list[Arm]:
     return list(dict.fromkeys([*contrasts, *claim.besides, *(claim.gap or ())]))
 
 
-def arm_results(arm: Arm, results: Results, seeds: range) -> dict[str, Any]:
+def arm_results(arm: Arm, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the report shows of an arm; lists are by seed."""
-    metrics = [results[arm, seed] for seed in seeds]
     return {"teacher": arm.teacher.name if arm.teacher else None,
             **{key: metrics[0][key] for key in ("layers", "parameters", "disk", "steps", "epochs")},
             **{key: [one[key] for one in metrics] for key in (
