@@ -1,4 +1,4 @@
-"""How fast the recipes' steps are, next to those of `transformers` and of torch's own encoder.
+"""How fast our steps are, next to those of `transformers` and of torch's own encoder.
 
 All cases take turns in one process, so that a busy minute slows all of them; only figures of one
 run are compared. The arithmetic of a step is what its recipe needs, even where code computes more.
@@ -20,7 +20,7 @@ from torch import nn
 from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device, sizes_of_width
 from minibert.data import Batches, TokenizedCorpus
 from minibert.files.run_folder import machine
-from minibert.losses import cosine_loss, mlm_loss, nsp_loss, soft_target_loss
+from minibert.losses import cosine_loss, mlm_loss, soft_target_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM
 from minibert.tokenizer import SpecialIds
@@ -51,15 +51,14 @@ def flops_of(config: ModelConfig, B: int, S: int, M: int, training: bool = True)
     A multiplication with an addition counts as two, the backward pass as two forward passes.
     """
     H, I, V = config.hidden_size, config.intermediate_size, config.vocab_size
-    queries = M + config.next_sentence  # of the last layer, which reads [CLS] for NSP
     full = S * (8 * H * H + 4 * H * I + 4 * S * H)  # query, key, value, output; scores and mixing
-    last = S * 4 * H * H + queries * (4 * H * H + 4 * H * I + 4 * S * H)  # keys and values of all
+    last = S * 4 * H * H + M * (4 * H * H + 4 * H * I + 4 * S * H)  # keys and values of all
     head = M * (2 * H * H + 2 * H * V)
     return B * (full * (config.num_hidden_layers - 1) + last + head) * (3 if training else 1)
 
 
 def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> TokenizedCorpus:
-    """Long documents of sentences of one length, so that there is hardly any padding."""
+    """Long documents of sentences of one length, so that there is no padding."""
     starts = np.arange(sentences) * sentence + np.arange(sentences) // 200
     tokens = np.random.default_rng(0).integers(5, vocab_size, int(starts[-1]) + sentence + 1)
     return TokenizedCorpus(tokens.astype(np.uint16), np.stack([starts, starts + sentence], 1),
@@ -68,14 +67,14 @@ def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> Toke
 
 def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM | None = None
              ) -> Callable[[], None]:
-    """One optimizer step as in the scripts, from spans of text to moved weights."""
+    """One optimizer step of RoBERTa or of a student, from spans of text to moved weights."""
     model = MaskedLM(config).to(device).train()
     if run.compile:
         for layer in model.encoder.layers:
             layer.compile()
-    sentence = run.seq_length - 2 if run.input_format == "full-sentences" else run.seq_length // 5
-    masker = StaticMasker(10) if run.masking == "static" else DynamicMasker()
-    batches = Batches(random_text(config.vocab_size, sentence), run, SPECIAL, device, masker.dupe)
+    masker = DynamicMasker()
+    text = random_text(config.vocab_size, run.seq_length - 2)
+    batches = Batches(text, run, SPECIAL, device, masker.dupe)
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=1e-4, eps=1e-6, fused=True)
 
     def step() -> None:
@@ -84,13 +83,9 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
                                                   epoch=batch.epoch,
                                                   vocab_size=config.vocab_size, **MASKS)
         num_predictions = (labels != IGNORE).sum()
-        types = batch.token_type_ids if config.type_vocab_size else None
         with autocast(device):
-            output = model(inputs, attention_mask=batch.attention_mask, token_type_ids=types,
-                           positions=masked_positions)
+            output = model(inputs, attention_mask=batch.attention_mask, positions=masked_positions)
             loss = mlm_loss(output.mlm_logits, labels, num_predictions)
-            if output.nsp_logits is not None:
-                loss = loss + nsp_loss(output.nsp_logits, batch.is_random_next, run.batch_size)
             if teacher is not None:
                 with torch.no_grad():
                     teacher_output = teacher(inputs, attention_mask=batch.attention_mask,
@@ -166,20 +161,17 @@ def model_config(bench: BenchConfig, **other: Any) -> ModelConfig:
 
 
 def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """One optimizer step by each recipe and by each peer, as a share of plain matrix products."""
+    """One optimizer step of ours and of each peer, as a share of plain matrix products."""
     B, S = bench.batch_size, bench.seq_length
     M = max(1, round(0.15 * S))
     run = RunConfig(out="none", seq_length=S, batch_size=B, compile=bench.compile)
-    pairs = dataclasses.replace(run, input_format="segment-pair", nsp=True, masking="static",
-                                short_seq_prob=0.0)
-    bert, plain = model_config(bench, next_sentence=True), model_config(bench)
+    plain = model_config(bench)
     student = model_config(bench, num_hidden_layers=max(1, bench.num_hidden_layers // 2))
     teacher = MaskedLM(plain).to(device).eval()
     dropout = model_config(bench, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     full, half = flops_of(plain, B, S, M), flops_of(student, B, S, M)
     taught = half + flops_of(plain, B, S, M, training=False)
     cases = {  # by name: the call, and how much arithmetic it needs
-        "BERT": (our_step(bert, pairs, device), flops_of(bert, B, S, M)),
         "RoBERTa": (our_step(plain, run, device), full),
         "RoBERTa, dropout .1": (our_step(dropout, run, device), full),
         "student, untaught": (our_step(student, run, device), half),
