@@ -153,9 +153,8 @@ def main() -> None:
     classes = {name for name in packages if packages.count(name) >= MIN_DOCUMENTS}
     tasks = text.parent / "tasks"
     likelihood = bigrams(parts["train"])
-    for name, found in (("word-order", word_order(parts["dev"], CHOICES, likelihood)),
-                        ("halves", halves(parts["dev"], CHOICES))):
-        rows = list(found)
+    for name, rows in (("word-order", [*word_order(parts["dev"], CHOICES, likelihood)]),
+                       ("halves", [*halves(parts["dev"], CHOICES)])):
         floor = {"bigrams": bigram_score(rows[1:], likelihood)}
         _write(tasks / name / "floors.json", [json.dumps(floor)])
         _write(tasks / name / "dev.tsv", rows)

@@ -19,7 +19,6 @@ def main() -> None:
     prepare = commands.add_parser("prepare", help="prepare a corpus, so that runs start at once")
     prepare.add_argument("--corpus", default="pydocs",
                          help="the text: a name in data/ or a path [pydocs]")
-    prepare.add_argument("--tokenizer", default="wordpiece", choices=("wordpiece", "bpe"))
     prepare.add_argument("--preset", default="auto", choices=("auto", *RUN_PRESETS),
                          help="the preset whose vocabulary size is used [auto]")
     prepare.add_argument("--vocab-size", type=positive,
@@ -74,7 +73,7 @@ def main() -> None:
     if command == "prepare":
         from minibert.files.corpus import describe
         vocab_size = args.vocab_size or ModelConfig.preset(pick_preset(args.preset)).vocab_size
-        print(describe(args.corpus, args.tokenizer, vocab_size))
+        print(describe(args.corpus, "wordpiece", vocab_size))
     elif command == "fill-mask":
         from minibert.tools.fill_mask import fill_mask
         for text in sys.stdin.read().splitlines() if args.text == "-" else [args.text]:
