@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from matplotlib import style
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -87,10 +86,11 @@ def make_figures(model: MaskedLM, tokenizer: Tokenizer) -> dict[str, Figure]:
     # The head in which [MASK] looks most at the words to its right; the last token is [SEP].
     ahead = weights[:, :, position, position + 1:-1].sum(-1)  # (L, A)
     layer, head = divmod(int(ahead.argmax()), ahead.shape[1])
+    names = [tokenizer.id_to_token(id) for id in masked.tolist()]
     return {"lineage": draw_lineage(), "encoder": draw_encoder(),
             "masks": draw_masks(clean, tokenizer),
             "soft-targets": draw_soft_targets(logits, int(clean[position]), tokenizer),
-            "attention": draw_attention(weights[layer, head], names_of(tokenizer, masked), position,
+            "attention": draw_attention(weights[layer, head], names, position,
                                         f"layer {layer + 1} of {len(weights)}, head {head + 1}")}
 
 
@@ -106,11 +106,6 @@ def blank(tokenizer: Tokenizer) -> tuple[Tensor, Tensor, int]:
                         "docs/lesson.md names")
     masked = clean.where(clean != word, special_ids(tokenizer).mask)
     return clean, masked, clean.tolist().index(word)
-
-
-def names_of(tokenizer: Tokenizer, ids: Tensor | list[int]) -> list[str]:
-    """Tokens as text."""
-    return [tokenizer.id_to_token(int(id)) for id in ids]
 
 
 def attention_weights(model: MaskedLM, input_ids: Tensor) -> Tensor:
@@ -183,17 +178,17 @@ def draw_masks(clean: Tensor, tokenizer: Tokenizer) -> Figure:
         plot.set_title(title, fontweight="bold")
         plot.set(xlim=(-0.5, EPOCHS - 0.5), ylim=(len(clean) - 0.5, -0.5), axisbelow=True)
         plot.set_xticks(range(EPOCHS), [f"epoch {epoch + 1}" for epoch in range(EPOCHS)])
-        plot.set_yticks(range(len(clean)), names_of(tokenizer, clean))
+        plot.set_yticks(range(len(clean)), [tokenizer.id_to_token(id) for id in clean.tolist()])
         plot.grid(axis="y", color="0.9")
         for epoch in range(EPOCHS):
             inputs, positions, labels = masker(clean[None], torch.tensor([SEQUENCE]), epoch=epoch,
                                                **settings)
             for position in positions[labels != IGNORE].tolist():
-                id = inputs[0, position]
+                id = int(inputs[0, position])
                 color = (BLUE if id == settings["mask_id"] else
                          PALE if id == clean[position] else ORANGE)
                 plot.barh(position, 0.96, 0.9, epoch - 0.48, color=color, edgecolor=INK)
-                plot.text(epoch, position, *names_of(tokenizer, [id]), ha="center", va="center",
+                plot.text(epoch, position, tokenizer.id_to_token(id), ha="center", va="center",
                           color="white" if color == BLUE else INK, fontsize=11)
     for color, kind in ((BLUE, "shown as [MASK]"), (ORANGE, "shown as a random word"),
                         (PALE, "left as it is")):
@@ -220,7 +215,7 @@ def draw_soft_targets(logits: Tensor, label: int, tokenizer: Tokenizer) -> Figur
         plot.set_title(title, fontweight="bold")
         plot.set(xlim=(0, 1.6), xticks=[])
         plot.set_xlabel(f"all other words: {1 - shares[best].sum():.1%}")
-    axes[0].set_yticks(range(len(best)), names_of(tokenizer, best))
+    axes[0].set_yticks(range(len(best)), [tokenizer.id_to_token(id) for id in best])
     axes[0].invert_yaxis()
     return figure
 
@@ -254,13 +249,13 @@ def new_figure(width: float, height: float, title: str, columns: int = 1) -> tup
     return figure, figure.subplots(1, columns, sharey=True)
 
 
-def box(plot: Axes, x: float, y: float, width: float, text: str, color: str = PALE) -> None:
+def box(plot: Any, x: float, y: float, width: float, text: str, color: str = PALE) -> None:
     """A box with its centre at (x, y), and a text in it."""
     plot.barh(y, width, 0.9, x - width / 2, color=color, edgecolor=INK)
     say(plot, x, y + 0.1 * text.count("\n") - 0.1, text, 0.02, ha="center")
 
 
-def say(plot: Axes, x: float, y: float, text: str, gap: float, **options: Any) -> None:
+def say(plot: Any, x: float, y: float, text: str, gap: float, **options: Any) -> None:
     """A bold first line above y, the other lines below it."""
     first, rest = text.split("\n", 1)
     plot.text(x, y + gap, first, va="bottom", fontweight="bold", **options)
