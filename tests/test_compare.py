@@ -218,11 +218,11 @@ def test_runner_order_and_side_by_side(scripts, capsys):
     assert max(times["teacher"][0], times["other"][0]) < min(times["teacher"][1],
                                                              times["other"][1])
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "3 of 3 runs are to be done, 2 at a time"
-    assert said[-1] == "3 of 3 runs are done after 0 min: student, seed 0"
+    assert said[0] == "3 of 3 runs to do, 2 at a time"
+    assert said[-1] == "3 of 3 runs done after 0 min: student, seed 0"
     before = {run.out: (run.out / "metrics.json").read_text() for run in (student, teacher)}
     run_all([student, teacher, other], jobs=2)  # nothing is done twice
-    assert capsys.readouterr().out == "0 of 3 runs are to be done, 2 at a time\n"
+    assert capsys.readouterr().out == "0 of 3 runs to do, 2 at a time\n"
     assert before == {out: (out / "metrics.json").read_text() for out in before}
 
 

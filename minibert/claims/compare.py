@@ -37,7 +37,7 @@ def run_all(runs: list[Run], jobs: int) -> None:
     start = time.monotonic()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MINIBERT_PLAIN": "1", "PYTHONPATH":
                    os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    print(f"{len(waiting)} of {len(runs)} runs are to be done, {jobs} at a time", flush=True)
+    print(f"{len(waiting)} of {len(runs)} runs to do, {jobs} at a time", flush=True)
     # As Ctrl-C does: by default SIGTERM would end this process and leave the runs alone.
     previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
@@ -59,7 +59,7 @@ def run_all(runs: list[Run], jobs: int) -> None:
                     last = run.out.with_suffix(".txt").read_text().strip().splitlines()[-1:]
                     raise UserError(f"the run {run.out} ended with {process.returncode}: "
                                     f"{' '.join(last).removeprefix('error: ')}")
-                print(f"{sum(run.done for run in runs)} of {len(runs)} runs are done after "
+                print(f"{sum(run.done for run in runs)} of {len(runs)} runs done after "
                       f"{(time.monotonic() - start) / 60:.0f} min: {run.arm.name}, seed {run.seed}",
                       flush=True)
     finally:
