@@ -17,12 +17,10 @@ def main() -> None:
     parser = Parser(prog="python -m minibert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="prepare a corpus, so that runs start at once")
-    prepare.add_argument("--corpus", default="pydocs",
-                         help="the text: a name in data/ or a path [pydocs]")
+    prepare.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
     prepare.add_argument("--preset", default="auto", choices=("auto", *RUN_PRESETS),
                          help="the preset whose vocabulary size is used [auto]")
-    prepare.add_argument("--vocab-size", type=positive,
-                         help="use this size instead of the preset's")
+    prepare.add_argument("--vocab-size", type=positive, help="a size instead of the preset's")
     info = commands.add_parser("info", help="show a run's settings, machine and results")
     info.add_argument("run", help="a run folder")
     table = commands.add_parser("table", help="show finished runs side by side")
@@ -38,20 +36,15 @@ def main() -> None:
     judge.add_argument("run", help="a folder that finetune made")
     judge.add_argument("texts", nargs="+", help='a text or a pair; "-" reads lines from stdin')
     claims = commands.add_parser("compare", help="run what the claims need and judge each claim")
-    claims.add_argument("--name", default="mine",
-                        help="where to write: runs/NAME and results/NAME [mine]")
-    claims.add_argument("--corpus", default="pydocs",
-                        help="the text: a name in data/ or a path [pydocs]")
+    claims.add_argument("--name", default="mine", help="the folder in runs/ and results/ [mine]")
+    claims.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
     claims.add_argument("--grid", default="auto", choices=("auto", "quick", "full", "gpu"),
                         help="the size of the runs; auto is quick, or gpu on a GPU [auto]")
-    claims.add_argument("--seeds", type=positive, default=3,
-                        help="seeds, that is, runs of each arm [3]")
-    claims.add_argument("--only", default="", metavar="IDS",
-                        help="test only these claims, separated by commas")
+    claims.add_argument("--seeds", type=positive, default=3, help="runs of each arm [3]")
+    claims.add_argument("--only", default="", metavar="IDS", help="claims, separated by commas")
     claims.add_argument("--jobs", type=positive, help="runs at the same time [one for each core]")
     claims.add_argument("--tokens", type=positive, help="tokens of a run, instead of the grid's")
-    claims.add_argument("--vocab-size", type=positive,
-                        help="size of the vocabulary, instead of the grid's")
+    claims.add_argument("--vocab-size", type=positive, help="a size instead of the grid's")
     claims.add_argument("--plan", dest="plan_only", action="store_true", help="print every run's "
                         "command instead, with the line that must be done before it, for another "
                         "engine to run")
