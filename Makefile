@@ -17,11 +17,13 @@ GRID   ?= auto
 RUNS   ?= runs/$(firstword $(subst ., ,$(notdir $(CORPUS:/=))))
 FLAGS  ?=
 # On a CPU, runs of one thread side by side do more than one run of many, and a run of one thread
-# gives the same numbers whatever the machine has. A GPU takes one run after another.
-JOBS   ?= $(if $(shell command -v nvidia-smi),1,$(shell getconf _NPROCESSORS_ONLN))
+# gives the same numbers whatever the machine has. A GPU takes one of the larger models at a time;
+# how many of the claims' runs, compare knows.
+JOBS   ?=
+MODELS_JOBS = $(or $(JOBS),$(if $(shell command -v nvidia-smi),1,$(shell getconf _NPROCESSORS_ONLN)))
 export OMP_NUM_THREADS = 1
 export PYTHONPATH := $(CURDIR)
-ifneq ($(JOBS),1)
+ifneq ($(MODELS_JOBS),1)
 export MINIBERT_PLAIN = 1  # lines instead of progress bars, which would overwrite each other
 endif
 
@@ -40,12 +42,12 @@ CLAIMS ?=
 all: compare
 compare: setup
 	@$(PY) -m minibert compare --grid $(GRID) --corpus $(CORPUS) \
-		--name $(NAME) --jobs $(JOBS) $(SIZE) $(CLAIMS)
+		--name $(NAME) $(if $(JOBS),--jobs $(JOBS)) $(SIZE) $(CLAIMS)
 
 # Larger models than the claims' arms, one of each.
 models: setup
 	@$(MAKE) --no-print-directory data
-	@$(MAKE) --no-print-directory -j$(JOBS) $(MODELS)
+	@$(MAKE) --no-print-directory -j$(MODELS_JOBS) $(MODELS)
 	@$(PY) -m minibert table $(addprefix $(RUNS)/,$(MODELS))
 
 setup: $(if $(filter .venv/bin/python,$(PY)),.venv/ready)

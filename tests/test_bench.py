@@ -1,13 +1,17 @@
 """The bench: what it counts, what it times, what it prints; never how fast anything is."""
 import json
+import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from minibert import MaskedLM
 from minibert.__main__ import main
+from minibert.claims.claims import GRIDS
 from minibert.claims.verdicts import speed_lines, speed_table
 from minibert.config import BenchConfig, ModelConfig, RunConfig
 from minibert.data import full_sentences
@@ -110,3 +114,34 @@ def test_ratios_are_of_one_round():
     table = speed_table({"steps": rows, "masking": masks}).splitlines()
     assert "| RoBERTa, dropout .1 | 1,250.00 (2,500.00) |  |  | 70% |" in table
     assert "| dynamic masks | 2.00 (6.00) |  |  |  |" in table
+
+
+def test_the_grid_for_a_gpu_is_planned_as_the_page_says():
+    """Catches a plan on paper for another grid, model or count of operations than the code's."""
+    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"\| ([^|]*[a-z][^|]*) \| ([^|]+) \|", page.split("on paper")[1]))
+    value = lambda start: next(re.match(r"[\d.,]+", cell)[0].replace(",", "")
+                               for name, cell in said.items() if name.startswith(start))
+    number = lambda start: float(value(start))
+    grid, config = GRIDS["gpu"], ModelConfig.preset("small")
+    half = replace(config, num_hidden_layers=grid.layers // 2)
+    B, S, M = 64, 128, round(0.15 * 128) + 1
+    teacher = flops_of(config, B, S, M) / (B * S)
+    student = (flops_of(half, B, S, M) + flops_of(config, B, S, M, training=False)) / (B * S)
+    with torch.device("meta"):
+        parameters = sum(one.numel() for one in MaskedLM(config).parameters())
+    assert f"--batch-size {B}" in grid.flags and config.num_hidden_layers == grid.layers
+    assert number("teacher: 12") == round(parameters / 1e6, 1)
+    assert number("operations for a token, forward") == round(teacher / 1e6)
+    assert number("operations for a token of a student") == round(student / 1e6)
+    assert number("a teacher's tokens") == grid.tokens / 1e6
+    updates = grid.tokens / (B * S * 0.95)
+    assert number("batches of 64") == round(updates, -2)
+    operations = updates * B * S * teacher
+    assert number("a teacher's operations") == round(operations / 1e15, 1)
+    seconds = operations / (0.25 * 989e12)
+    assert number("a teacher alone") == round(seconds)
+    runs = 31 * seconds / 60
+    assert number("all 84 runs cost as much as 31 teachers") == round(runs)
+    tuned, starts = 45 * 3000 * 0.012 / 3 / 60, 84 * 12 / 3 / 60
+    assert number("in all") == round(runs + tuned + starts)

@@ -79,10 +79,10 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     """Run what is missing and judge every claim; return the content of results.json.
 
     grid: one of GRIDS, or auto. only: ids of claims with commas between them, by default all.
-    jobs: runs side by side, by default one for each core and one on a GPU. tokens, vocab_size:
-    other numbers than the grid's, to try things out or for a small text. plan_only: return the
-    commands of all runs instead, as `plan_lines` writes them. Raises UserError when a setting, the
-    corpus or a run cannot be used.
+    jobs: runs side by side, by default one for each core, and three on a GPU, which small batches
+    keep waiting for Python. tokens, vocab_size: other numbers than the grid's, to try things out or
+    for a small text. plan_only: return the commands of all runs instead, as `plan_lines` writes
+    them. Raises UserError when a setting, the corpus or a run cannot be used.
     """
     device = pick_device("auto")
     if grid == "auto":
@@ -108,7 +108,7 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     for id, why in refused.items():
         print(f"{id}: refused, because {why}", flush=True)
     warn_of_other_code([run.out for run in runs.values() if run.done])
-    run_all(list(runs.values()), jobs or (1 if device == "cuda" else os.cpu_count() or 1))
+    run_all(list(runs.values()), jobs or (3 if device == "cuda" else os.cpu_count() or 1))
 
     folder = ROOT / "results" / name
     folder.mkdir(parents=True, exist_ok=True)
