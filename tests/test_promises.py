@@ -235,7 +235,7 @@ def test_speed_page_shows_what_was_timed():
     figures = re.compile(r"\d+\.\d\d%?|\d+%")
     timed = {figure for line in speed_lines(published("bench.json"))
              for figure in figures.findall(line)}
-    said = figures.findall(PAGES["docs/speed.md"])
+    said = figures.findall(PAGES["docs/speed.md"].split("\n## ")[0])  # not what is planned
     assert len(said) > 10 and set(said) <= timed, set(said) - timed
 
 
