@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # The code that decides what a run becomes; what only reads finished runs is left out.
 CODE_OF_A_RUN = ("*.py", "minibert/*.py", "minibert/files/*.py", "minibert/tasks/*.py")
 NOT_COMPARED = ("out", "device")  # settings that may change while a run is stopped
+# All that a run's folder can hold if the run is killed before its run.json is whole.
+WRITTEN_FIRST = {".lock", "run.json.part"}
 
 
 def finished(run: RunConfig, metadata: dict[str, Any]) -> bool:
@@ -45,18 +47,16 @@ def finished(run: RunConfig, metadata: dict[str, Any]) -> bool:
 def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
     """Make the run's folder and its run.json, or check that an existing one is of the same run.
 
-    Returns an open, locked file; while it is open no other process can train there. Raises
-    UserError when another process does, or when the folder holds something else.
+    Returns an open, locked file; while it is open no other process can train there. Ends the
+    program when another process has finished this run in the meantime. Raises UserError when one
+    is still training there, or when the folder holds something else.
     """
     out = Path(run.out)
-    if (out / "run.json").exists():
-        _check_same_run(run, metadata)
-        warn_of_other_code([out])
-    else:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists and is not a run's folder; name another with --out")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "run.json", {"settings": dataclasses.asdict(run), **metadata, **machine()})
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    ours = "run.json" in names or names <= WRITTEN_FIRST
+    if not ours or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out} exists and is not a run's folder; name another with --out")
+    out.mkdir(parents=True, exist_ok=True)
     lock = open(out / ".lock", "w")  # only opened here: closing it would release the lock
     try:
         if fcntl:
@@ -65,6 +65,13 @@ def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
     except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that is held
         raise UserError(f"another process is training in {out}; wait for it, or name another "
                         "folder with --out") from None
+    if finished(run, metadata):  # which nobody can change any more, now that we have the lock
+        sys.exit()
+    if (out / "run.json").exists():
+        _check_same_run(run, metadata)
+        warn_of_other_code([out])
+    else:
+        write_json(out / "run.json", {"settings": dataclasses.asdict(run), **metadata, **machine()})
     return lock
 
 

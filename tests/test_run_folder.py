@@ -1,0 +1,64 @@
+"""Run folders: who may write there, what a kill or a power cut leaves, what is no run folder."""
+import json
+import subprocess
+import sys
+
+import pytest
+
+from minibert.config import RunConfig
+from minibert.errors import UserError
+from minibert.files.run_folder import open_run, write_json
+
+METADATA = {"corpus_fingerprint": "a text", "model": {"hidden_size": 16}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunConfig(out=str(tmp_path / "run"))
+
+
+@pytest.fixture
+def out(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_the_lock_comes_before_the_first_file(run, out):
+    """Catches two runs started in the same instant that write one run.json: the one that has the
+    lock has written nothing yet, and the other has to end in one line."""
+    program = ("import fcntl, sys; lock = open(sys.argv[1], 'w');"
+               "fcntl.lockf(lock, fcntl.LOCK_EX); print('locked', flush=True); sys.stdin.read()")
+    first = subprocess.Popen([sys.executable, "-c", program, out / ".lock"], text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout.readline() == "locked\n"
+    try:
+        with pytest.raises(UserError, match="another process is training"):
+            open_run(run, METADATA)
+        assert names(out) == {".lock"}
+    finally:
+        first.communicate("")
+    open_run(run, METADATA).close()
+    assert names(out) == {".lock", "run.json"}
+
+
+def test_a_run_that_another_process_has_just_finished(run, out, capsys):
+    """Catches a second process that waited for nothing: it saw no metrics.json before the lock, and
+    trains the finished run again."""
+    open_run(run, METADATA).close()
+    write_json(out / "metrics.json", {})
+    with pytest.raises(SystemExit) as ended:
+        open_run(run, METADATA)
+    assert not ended.value.code and "nothing to do" in capsys.readouterr().out
+
+
+def test_killed_while_the_first_file_is_written(run, out):
+    """Catches a folder that belongs to nobody for ever after: half a run.json is no stranger's."""
+    (out / "run.json.part").write_text('{"setti')
+    (out / ".lock").touch()
+    open_run(run, METADATA).close()
+    assert json.loads((out / "run.json").read_text())["model"] == METADATA["model"]
+    assert names(out) == {".lock", "run.json"}
