@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from minibert.config import RunConfig
-from minibert.errors import UserError
+from minibert.errors import UserError, run_cli
 from minibert.files.run_folder import open_run, write_json
 
 METADATA = {"corpus_fingerprint": "a text", "model": {"hidden_size": 16}}
@@ -62,3 +62,20 @@ def test_killed_while_the_first_file_is_written(run, out):
     open_run(run, METADATA).close()
     assert json.loads((out / "run.json").read_text())["model"] == METADATA["model"]
     assert names(out) == {".lock", "run.json"}
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "7", "{", '{"settings": []}'])
+def test_settings_that_are_none(run, out, content):
+    """Catches a traceback on a run.json that was written by something else."""
+    (out / "run.json").write_text(content)
+    with pytest.raises(UserError, match="run again|another --out"):
+        open_run(run, METADATA)
+
+
+@pytest.mark.parametrize("path", ["/proc/x", "x" * 300])
+def test_folders_that_cannot_be_made(path, capsys):
+    """Catches a traceback where the system refuses a path for a reason of its own."""
+    with pytest.raises(SystemExit, match="2"):
+        run_cli(lambda: open_run(RunConfig(out=path), METADATA))
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}") and "name another path" in line

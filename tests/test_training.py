@@ -452,12 +452,14 @@ def test_checkpoint_cut_short(toy_text, tmp_path, run_script, monkeypatch):
         run_script("train_roberta", *flags)
 
 
-def test_disk_full(toy_text, tmp_path, teacher):
-    """Catches a half-written checkpoint, or a traceback, when no room is left."""
+@pytest.mark.parametrize("room", [500, 20_000], ids=["for a tokenizer", "for a checkpoint"])
+def test_disk_full(room, toy_text, tmp_path, monkeypatch):
+    """Catches a half-written checkpoint or corpus, or a traceback, when no room is left."""
+    monkeypatch.setenv("MINIBERT_PREPARED", str(tmp_path / "prepared"))
     flags = [*BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run"]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # inherited: the write fails instead
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
         process = start_script("train_bert", *flags)
     finally:

@@ -71,7 +71,7 @@ def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
         sentences = lambda: (sentence for number, document in enumerate(read_documents(path))
                              if number in sample for sentence in sentences_of(document))
         tokenizer = train_tokenizer(sentences, kind, vocab_size)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     _write_arrays(tokenize(read_documents(path), tokenizer), folder, order, len(held_out),
                   np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32)
 

@@ -100,7 +100,7 @@ def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -
         fields = {_DISTILBERT_FIELDS.get(name, name): value for name, value in fields.items()}
         fields |= {"tie_weights_": True, "sinusoidal_pos_embds": False}
     write_json(folder / "config.json", fields)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     names = {f"{role}_token": tokenizer.id_to_token(id) for role, id in special._asdict().items()}
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * (config.type_vocab_size == 2)
     write_json(folder / "tokenizer_config.json",

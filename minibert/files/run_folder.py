@@ -102,7 +102,7 @@ def code() -> str:
 
 def warn_of_other_code(folders: list[Path]) -> None:
     """Print how many of these runs were made by code that has changed since."""
-    made = [json.loads((folder / "run.json").read_text(encoding="utf-8")).get("code")
+    made = [read_json(folder / "run.json", "is missing; run again").get("code")
             for folder in folders]
     if others := sum(one not in (None, code()) for one in made):
         print(f"note: {others} of {len(folders)} runs ({folders[0]}) were made by code that has "
@@ -127,11 +127,14 @@ def machine() -> dict[str, Any]:
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:
     """Read a JSON file. Raises UserError; of a missing file its message ends with `otherwise`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} {otherwise}") from None
     except ValueError as error:
         raise UserError(f"{path} is broken ({error}); delete its folder and run again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no names with values; delete its folder and run again")
+    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

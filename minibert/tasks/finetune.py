@@ -108,7 +108,7 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
     if data.classes:
         metrics["accuracy"] = float((guesses == data.dev_labels).mean())
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(out / "tokenizer.json"))
+    (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     torch.save(model.cpu().state_dict(), out / "classifier.pt")
     write_json(out / "classifier.json", {
         "classes": data.classes, "texts": len(data.texts[0]), "max_length": tune.max_length,
