@@ -28,7 +28,7 @@ from minibert.errors import UserError
 from minibert.evaluation import evaluate, evaluation_set
 from minibert.files.corpus import training_part
 from minibert.files.hub import save_pretrained
-from minibert.files.run_folder import atomic_write, open_run, write_json
+from minibert.files.run_folder import atomic_write, open_run, sync, write_metrics
 from minibert.masking import IGNORE, hash_bits
 from minibert.model import MaskedLM
 from minibert.tokenizer import continuations, special_ids
@@ -238,7 +238,7 @@ class Training:
                     "layers": len(self.module.encoder.layers), "steps": self.step,
                     "tokens": self.tokens, "targets": self.targets,
                     "seconds": round(self.seconds, 1)}
-        write_json(self.out / "metrics.json", metrics)  # written last
+        write_metrics(self.out, metrics)  # written last, and before the checkpoint goes
         for name in ("checkpoint.pt", ".lock"):
             (self.out / name).unlink(missing_ok=True)
         result = metrics["full-sentences"]
@@ -314,6 +314,7 @@ class Training:
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
                  "step": self.step, "cursor": self.batches.cursor, "tokens": self.tokens,
                  "targets": self.targets, "seconds": self.seconds, "window": self.window}
+        sync(self.out / "log.jsonl")  # which a resume goes on with
         with atomic_write(self.out / "checkpoint.pt") as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
 
@@ -337,5 +338,5 @@ class Training:
         # What was logged after the checkpoint will be logged again.
         written = [line for line in lines
                    if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        (self.out / "log.jsonl").write_text("".join(line + "\n" for line in written),
-                                            encoding="utf-8")
+        with atomic_write(self.out / "log.jsonl") as temporary:
+            temporary.write_text("".join(line + "\n" for line in written), encoding="utf-8")

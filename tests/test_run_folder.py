@@ -1,9 +1,12 @@
 """Run folders: who may write there, what a kill or a power cut leaves, what is no run folder."""
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from conftest import BUDGET, TOY
 
 from minibert.config import RunConfig
 from minibert.errors import UserError, run_cli
@@ -79,3 +82,59 @@ def test_folders_that_cannot_be_made(path, capsys):
         run_cli(lambda: open_run(RunConfig(out=path), METADATA))
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path}") and "name another path" in line
+
+
+def test_nothing_is_finished_before_it_is_on_the_disk(toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a power cut that leaves a metrics.json beside weights that are not there, a prepared
+    corpus without its tokens, or a checkpoint whose log is lost: what counts as done has to be on
+    the disk, and what it stands in for is deleted later."""
+    synced, seen = {}, []  # by file: what it was when it was synced, which a power cut leaves
+    fsync, replace, rename, unlink = os.fsync, os.replace, Path.rename, Path.unlink
+
+    def what(file):
+        about = os.stat(file)
+        return (about.st_ino, about.st_size, about.st_mtime_ns) if os.path.isfile(file) \
+            else (about.st_ino, *sorted(os.listdir(file)))
+
+    def note_fsync(number):
+        fsync(number)
+        synced[os.fstat(number).st_ino] = what(number)
+
+    def is_safe(path, without=""):
+        found = synced.get(path.stat().st_ino)
+        return found == what(path) or (without and {*found} == {*what(path)} - {without})
+
+    def note_replace(source, target):
+        target = Path(target)
+        assert is_safe(Path(source)), f"{target} would be empty"
+        if target.name == "metrics.json":
+            assert is_safe(target.parent, without="metrics.json.part")
+            for path in target.parent.rglob("*"):
+                assert is_safe(path), f"{path} would not be there"
+        elif target.name == "checkpoint.pt":
+            assert is_safe(target.with_name("log.jsonl"))
+        seen.append(target.name)
+        replace(source, target)
+
+    def note_rename(source, target):
+        assert all(map(is_safe, [source, *source.iterdir()])), [*source.iterdir()]
+        seen.append(target.parent.name)
+        return rename(source, target)
+
+    def note_unlink(path, **options):
+        if path.name == "checkpoint.pt":
+            assert "metrics.json" in synced[path.parent.stat().st_ino]
+            seen.append("deleted")
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    monkeypatch.setattr(Path, "unlink", note_unlink)
+    monkeypatch.setenv("MINIBERT_PREPARED", str(tmp_path / "prepared"))
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("text\tlabel\nbe\ta\nga\tb\n")
+    run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run",
+               "--tasks", "text", "--task-dir", tmp_path)
+    assert [seen[0], *seen[-2:]] == ["prepared", "metrics.json", "deleted"]
+    assert seen.count("metrics.json") == 2 and seen.count("checkpoint.pt") == 3

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from minibert.config import RunConfig
 from minibert.data import SENTENCE_END, TokenizedCorpus, sentences_of, tokenize
 from minibert.errors import UserError
+from minibert.files.run_folder import sync
 from minibert.masking import hash_bits
 from minibert.tokenizer import load_tokenizer, train_tokenizer
 
@@ -46,6 +47,7 @@ def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
         temporary.mkdir(parents=True)
         try:
             _prepare(path, temporary, kind, vocab_size, tokenizer)
+            sync(*temporary.iterdir(), temporary)
             temporary.rename(folder)
         except OSError:
             if not folder.exists():  # unless another run was faster: its arrays are the same

@@ -143,15 +143,36 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write metrics.json, which marks a folder as finished, after all else in it is on the disk."""
+    sync(*folder.rglob("*"), folder)
+    write_json(folder / "metrics.json", metrics)
+
+
+def sync(*paths: Path) -> None:
+    """Wait until files' contents and folders' lists of names are on the disk.
+
+    The system keeps what is written in memory for a while, and a power cut would lose it.
+    """
+    for path in paths:
+        if path.is_file() or (fcntl and path.is_dir()):  # Windows does not open folders
+            number = os.open(path, os.O_RDONLY)
+            os.fsync(number)
+            os.close(number)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file next to `path` to write to; it replaces `path` when it is whole and on the disk."""
+    """A file next to `path` to write to; it replaces `path` when it is whole and on the disk.
+
+    Afterwards that is on the disk, too: whatever it stands in for may then be deleted.
+    """
     temporary = path.with_name(path.name + ".part")
     try:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     except RuntimeError as error:  # torch's writer hides the file system's own error
         raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     finally:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from minibert.config import FinetuneConfig, ModelConfig, RunConfig, pick_device
 from minibert.errors import UserError
 from minibert.files.hub import build_on_meta, load_pretrained, read_tensors
-from minibert.files.run_folder import write_json
+from minibert.files.run_folder import write_json, write_metrics
 from minibert.losses import soft_target_loss
 from minibert.masking import hash_bits
 from minibert.model import Encoder, initialize
@@ -114,7 +114,7 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
         "classes": data.classes, "texts": len(data.texts[0]), "max_length": tune.max_length,
         "model": dataclasses.asdict(config)})
     _write_predictions(out / "predictions.tsv", data, guesses, logits.softmax(-1).tolist())
-    write_json(out / "metrics.json", metrics)
+    write_metrics(out, metrics)
     return metrics
 
 
