@@ -39,7 +39,9 @@ def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
     tokenizer has changed. Raises UserError when there is no such text, or too little of it.
     """
     path = corpus_path(corpus)
-    fingerprint = _fingerprint(path, tokenizer.to_str() if tokenizer else f"{kind} {vocab_size}")
+    # An earlier byte-level BPE put a space before each sentence; this one does not.
+    trained = f"{kind} {vocab_size}{' unprefixed' * (kind == 'bpe')}"
+    fingerprint = _fingerprint(path, tokenizer.to_str() if tokenizer else trained)
     prepared = Path(os.environ.get("MINIBERT_PREPARED", DATA / "prepared"))
     folder = prepared / f"{path.name.split('.')[0]}-{fingerprint[:12]}"
     if not folder.exists():
