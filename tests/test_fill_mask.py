@@ -99,6 +99,20 @@ def test_byte_level_blanks(tmp_path):
     assert not any("Ġ" in name for name in names)
 
 
+def test_bytes_that_look_alike(tmp_path):
+    """Catches the share of another byte: several pieces of characters are all written ##�."""
+    tokenizer = train_tokenizer(lambda: [WORDS] * 9, "bpe", 264)
+    piece = tokenizer.token_to_id("Ä")  # the first byte of some letters, and no letter by itself
+    model = MaskedLM(dataclasses.replace(CONFIG, vocab_size=264))
+    with torch.no_grad():
+        model.encoder.embeddings.word.weight.zero_()
+        model.decoder_bias[piece] = 7.0
+    save_pretrained(model, tokenizer, tmp_path)
+    share = model.decoder_bias.softmax(0)[piece].item()
+    line = fill_mask([str(tmp_path)], "ba [MASK]", top=1).splitlines()[3]
+    assert line.split()[0] == "##�" and line.endswith(f"{share:.1%}")
+
+
 def test_lines_from_stdin(runs, monkeypatch, capsys):
     """Catches a "-" that is taken for a text."""
     monkeypatch.setattr(sys, "argv", ["minibert", "fill-mask", runs[0], "-"])
