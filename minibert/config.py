@@ -221,6 +221,8 @@ class FinetuneConfig:
     rows: int = setting(0, "use only the first rows of train.tsv; 0 means as many as the task asks "
                         "for", "[0, inf)")
     max_length: int = setting(128, "tokens of an input; the rest is cut off", "[8, inf)")
+    pooling: str = setting("mean", "what the head reads: the mean over the tokens, or [CLS] by the "
+                           "family's own head, which transformers can load", ("mean", "cls"))
     teacher: str = setting("", "a folder that finetune made, to learn from its probabilities")
     # Paper: DistilBERT's released script for SQuAD weighs soft and hard targets alike, at T 2.
     alpha_kl: float = setting(0.5, "share of the teacher's soft targets in the loss", "[0, 1]")

@@ -71,7 +71,7 @@ def test_killed_while_the_first_file_is_written(run, out):
 def test_settings_that_are_none(run, out, content):
     """Catches a traceback on a run.json that was written by something else."""
     (out / "run.json").write_text(content)
-    with pytest.raises(UserError, match="run again|another --out"):
+    with pytest.raises(UserError, match="make its folder again|another --out"):
         open_run(run, METADATA)
 
 

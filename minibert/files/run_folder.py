@@ -131,9 +131,9 @@ def read_json(path: Path, otherwise: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} {otherwise}") from None
     except ValueError as error:
-        raise UserError(f"{path} is broken ({error}); delete its folder and run again") from None
+        raise UserError(f"{path} is broken ({error}); make its folder again") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no names with values; delete its folder and run again")
+        raise UserError(f"{path} holds no names with values; make its folder again")
     return content
 
 

@@ -31,7 +31,7 @@ SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 @pytest.fixture(scope="module")
 def byte_tokenizer():
     """Byte-level BPE reads every text there is."""
-    return train_tokenizer(lambda: ["the red fox", "the fox, red"] * 20, "bpe", 270)
+    return train_tokenizer(lambda: [" the red fox", " the fox, red"] * 20, "bpe", 270)
 
 
 # ---- text
