@@ -305,7 +305,7 @@ MUTANTS = [
          "if words is not None and not torch.equal(", "if False and not torch.equal(")),
     *of("minibert/files/run_folder.py", TRAINING,
         ("contract: other settings go on",
-         "if name not in NOT_COMPARED and before.get(name) != value:",
+         "if name not in passed_over and before.get(name) != value:",
          "if False:"),
         ("contract: half-written files are seen",
          "temporary = path.with_name(path.name + \".part\")",

@@ -4,6 +4,7 @@ The tables map this package's module names to theirs. They have separate key and
 which are one matrix here, so that entry holds two names.
 """
 import dataclasses
+import hashlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -148,6 +149,14 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
         raise UserError(f"{folder}: {decoder}.weight is not the word embeddings; use a model whose "
                         "decoder is tied to them")
     return model, tokenizer
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """A hash of a model's weights, by which they are known wherever and however they are stored."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode() + weight.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def fill(make: Callable[[], nn.Module], config: ModelConfig, theirs: dict[str, Tensor],

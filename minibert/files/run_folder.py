@@ -79,12 +79,17 @@ def _check_same_run(run: RunConfig, metadata: dict[str, Any]) -> None:
     """Raise UserError at the first setting in which the folder's run differs from this one."""
     there = read_json(Path(run.out) / "run.json", "is missing; delete its folder and run again")
     here = json.loads(json.dumps({"settings": dataclasses.asdict(run), **metadata}))
+    passed_over = {*NOT_COMPARED}
+    if "teacher_weights" in there:
+        passed_over.add("teacher")  # its weights are known, so that it may lie elsewhere
+    elif (Path(run.out) / "metrics.json").exists():
+        passed_over.add("teacher_weights")  # an earlier version's student knows the path alone
     for group, values in here.items():
         before = there.get(group)
         if not isinstance(values, dict) or not isinstance(before, dict):
             before, values = {group: before}, {group: values}
         for name, value in values.items():
-            if name not in NOT_COMPARED and before.get(name) != value:
+            if name not in passed_over and before.get(name) != value:
                 raise UserError(f"{run.out} holds a run with {name} {before.get(name)!r}, not "
                                 f"{value!r}; give it the same settings or another --out")
 
