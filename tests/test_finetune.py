@@ -15,8 +15,8 @@ from minibert.__main__ import main
 from minibert.config import FinetuneConfig
 from minibert.errors import UserError, run_cli
 from minibert.tasks import finetune as finetune_module
-from minibert.tasks.finetune import (SequenceClassifier, classify, describe, finetune,
-                               load_classifier, predict)
+from minibert.tasks.finetune import (SequenceClassifier, classify, describe, encoder_of, finetune,
+                                     load_classifier, predict)
 from minibert.tokenizer import train_tokenizer
 
 WORDS = "ba be bi bo bu da de di do du".split()
@@ -290,6 +290,13 @@ def test_inputs_are_cut_to_what_was_asked_and_what_fits(run, task_dir, monkeypat
         finetune(run, settings(task_dir, epochs=1, max_length=max_length, out=out))
         classify(out, [(text,)])
         assert set(lengths) == {expected}
+
+
+def test_special_tokens_in_a_text_are_text(run):
+    """Catches a "[SEP]" that ends a text's first segment, and a "[MASK]" that is a blank."""
+    tokenizer = load_pretrained(run)[1]
+    ids = encoder_of(tokenizer, 16, "cpu")([("ba [SEP] be [MASK]", "[CLS]")])["input_ids"][0]
+    assert [id for id in ids.tolist() if id in (2, 3, 4)] == [2, 3, 3] and ids[0] == 2
 
 
 class Hostile:

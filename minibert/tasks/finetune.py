@@ -174,6 +174,7 @@ def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Ten
 def encoder_of(tokenizer: Tokenizer, max_length: int, device: str) -> Callable:
     """From rows of one or two texts to padded inputs of a model, each cut to max_length."""
     pad = special_ids(tokenizer).pad
+    tokenizer.encode_special_tokens = True  # a text's "[SEP]" is text, as in pretraining
     tokenizer.enable_truncation(max_length)
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
 
