@@ -206,9 +206,9 @@ class DistillConfig:
 @dataclass(frozen=True)
 class FinetuneConfig:
     """A task, and BERT's own way to learn it (Devlin et al. 2018, appendix A.3)."""
-    task: str = setting("sst2", "the task; text and pair are for tasks of your own, with the "
-                        "columns text (or text_a and text_b) and label",
-                        ("sst2", "cola", "mrpc", "rte", "stsb", "library", "text", "pair"))
+    # Its names are those of TASKS in tasks/tasks.py, which are looked up when it is read.
+    task: str = setting("sst2", "the task, such as sst2, mrpc or library; text and pair are for "
+                        "tasks of your own, with the columns text (or text_a and text_b) and label")
     task_dir: str = setting("", "a folder with train.tsv and dev.tsv, or with GLUE's folders "
                             "[they are downloaded, or made of pydocs]")
     out: str = setting("", "the folder for the classifier and its scores")
