@@ -161,6 +161,8 @@ def test_prediction_is_without_dropout():
     ("label\ttext\na\tb\tc\n", "", "line 2 has 3 columns"),
     ("label\ttext\na\tb\n", "label\ttext\na\tb\n", "different labels"),
     ("label\ttext\na\tb\nc\td\n", "label\ttext\nz\tb\n", "label 'z'"),
+    ("label\ttext\na\tb\nc\t \n", "", "line 3 has nothing in the column 'text'"),
+    ("label\ttext\n0.5\tb\n1\td\n-.25\td\n", "label\ttext\n1\tb\n", "values and no classes"),
 ])
 def test_tasks_that_cannot_be_used(train, dev, message, run, tmp_path):
     """Catches a traceback, or a score on labels that were never learned."""

@@ -185,7 +185,7 @@ def test_first_rows_that_lack_a_label(tmp_path):
 def test_a_row_without_a_label_is_named_by_its_line(tmp_path):
     """Catches a class that has no name, and a count that leaves blank lines out."""
     folder = write_task(tmp_path, ["x\ta", "", "y\t"], header="text\tlabel")
-    with pytest.raises(UserError, match="line 4 has no label"):
+    with pytest.raises(UserError, match="line 4 has nothing in the column 'label'"):
         load_task("text", folder)
 
 
@@ -249,7 +249,7 @@ def test_choices_are_read_with_their_floors(tmp_path):
 
 
 @pytest.mark.parametrize("row, message", [("a b\tb a\t1", "'1' is not a slice of words"),
-                                          ("a b\tb a\t", "has no label"),
+                                          ("a b\tb a\t", "has nothing in the column 'scored'"),
                                           ("a b\tb a", "line 2 has 2 columns")])
 def test_choices_that_cannot_be_read(row, message, tmp_path):
     """Catches a traceback, or a row that is judged by other words than were meant."""
