@@ -136,6 +136,10 @@ class Training:
                                self.device, masker.dupe)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
                           for kind in ("full-sentences", "segment-pair")}
+        targets = min(int((found.labels != IGNORE).sum()) for found in self.eval_sets.values())
+        if self.rank == 0 and targets < run.eval_targets:
+            print(f"{self.out}: the held-out text has {targets} tokens to predict, fewer than "
+                  f"--eval-targets {run.eval_targets}, so that its scores are less exact")
         # Departure: torch's AdamW corrects the bias of Adam's first steps; BERT's own does not.
         self.optimizer = torch.optim.AdamW(
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
@@ -297,9 +301,8 @@ class Training:
         """Raise UserError when a loss is NaN or infinite, before a checkpoint can hold it."""
         for step, terms in enumerate(self.window, self.step - len(self.window) + 1):
             if not torch.isfinite(terms["loss"]):
-                raise UserError(f"the loss of step {step} is {terms['loss'].item()}; {self.out} "
-                                "keeps its last good checkpoint: start again, in another folder, "
-                                "with a lower --learning-rate")
+                raise UserError(f"the loss of step {step} is {terms['loss'].item()}; start again, "
+                                "in another folder, with a lower --learning-rate")
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.rank:

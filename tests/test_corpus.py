@@ -357,6 +357,15 @@ def test_too_few_documents(tmp_path, content, count):
         prepare(str(tmp_path / "a.txt"), "bpe", 280)
 
 
+@pytest.mark.parametrize("content", [b"ba\0be\n", "ba be\n".encode("utf-16-le"), bytes(99)])
+def test_files_that_are_no_text(tmp_path, content):
+    """Would catch: NULs that WordPiece drops without a word, and advice about blank lines for a
+    file that has no lines."""
+    (tmp_path / "a.txt").write_bytes(b"\n\n".join([content] * 9))
+    with pytest.raises(UserError, match="a.txt holds a NUL, as a binary file or UTF-16 does"):
+        prepare(str(tmp_path / "a.txt"), "wordpiece", 280)
+
+
 # Tokenizers.
 
 

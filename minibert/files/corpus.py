@@ -66,7 +66,7 @@ def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
     count = len(sizes)
     if count < 4:
         raise UserError(f"{path} holds {count} documents; at least 4 are needed, some of them to "
-                        "evaluate on: put a blank line between documents")
+                        "evaluate on: name more text, with a blank line between documents")
     order, held_out = document_order(count), held_out_documents(count)
     if tokenizer is None:
         in_order = [number for number in order.tolist() if number not in held_out]
@@ -185,13 +185,16 @@ def text_files(path: Path) -> list[Path]:
 def read_documents(path: Path) -> Iterator[list[str]]:
     """The documents of a text file or of a folder of them, each as a list of its lines.
 
-    A blank line ends a document. Raises UserError when a file is not UTF-8 or is cut short.
+    A blank line ends a document. Raises UserError when a file is no text, not UTF-8 or cut short.
     """
     for file in text_files(path):
         document: list[str] = []
         try:
             with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8-sig") as lines:
                 for line in lines:
+                    if "\0" in line:
+                        raise UserError(f"{file} holds a NUL, as a binary file or UTF-16 does; "
+                                        "remove it, or convert the file to UTF-8")
                     if line := line.strip():
                         document.append(line)
                     elif document:

@@ -70,6 +70,9 @@ def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
     if (out / "run.json").exists():
         _check_same_run(run, metadata)
         warn_of_other_code([out])
+        if (out / "pytorch_model.bin").exists() and not (out / "checkpoint.pt").exists():
+            print(f"{out}: a model is there, but neither its metrics.json nor a checkpoint; it is "
+                  "trained again from the start", flush=True)
     else:
         write_json(out / "run.json", {"settings": dataclasses.asdict(run), **metadata, **machine()})
     return lock
