@@ -220,6 +220,9 @@ class FinetuneConfig:
     warmup: float = setting(0.1, "share of the steps in which the learning rate rises", "[0, 1)")
     rows: int = setting(0, "use only the first rows of train.tsv; 0 means as many as the task asks "
                         "for", "[0, inf)")
+    # Departure: BERT's inputs are never longer than those of its pretraining; a run of --seq-length
+    # 32 is fine-tuned on up to 128, at positions that nothing has trained. (The tasks at a run's
+    # own end stay within its --seq-length.)
     max_length: int = setting(128, "tokens of an input; the rest is cut off", "[8, inf)")
     pooling: str = setting("mean", "what the head reads: the mean over the tokens, or [CLS] by the "
                            "family's own head, which transformers can load", ("mean", "cls"))

@@ -50,6 +50,7 @@ def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     overfit, and a LayerNorm does nothing at a scale of 1, not of 0. They are found by the module's
     type, because names differ from model to model.
     Paper: google-research/bert, optimization.py; the embeddings are decayed there, too.
+    Departure: RoBERTa's fairseq decays every parameter, biases and LayerNorms as well.
     """
     norms = {id(parameter) for module in model.modules() if isinstance(module, nn.LayerNorm)
              for parameter in module.parameters()}

@@ -148,6 +148,7 @@ def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Ten
     epochs = tune.epochs or TASKS[tune.task].epochs
     steps = epochs * -(-len(labels) // tune.batch_size)
     schedule = RunConfig(out=tune.out, steps=steps, learning_rate=peak, warmup=tune.warmup)
+    # Departure: Adam's epsilon is torch's 1e-8; BERT's is 1e-6 in fine-tuning, too.
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=0.0)
     model.train()
     step = 0
@@ -175,6 +176,8 @@ def encoder_of(tokenizer: Tokenizer, max_length: int, device: str) -> Callable:
     """From rows of one or two texts to padded inputs of a model, each cut to max_length."""
     pad = special_ids(tokenizer).pad
     tokenizer.encode_special_tokens = True  # a text's "[SEP]" is text, as in pretraining
+    # Departure: the longer text of a pair is cut at its end until both fit, as by BERT; but where
+    # they share an odd number of tokens, the second keeps one more, and BERT's first does.
     tokenizer.enable_truncation(max_length)
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
 
