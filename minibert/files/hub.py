@@ -58,6 +58,7 @@ _DISTILBERT_FIELDS = {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                       "num_attention_heads": "n_heads", "intermediate_size": "hidden_dim",
                       "hidden_act": "activation", "hidden_dropout_prob": "dropout",
                       "attention_probs_dropout_prob": "attention_dropout"}
+FILES = ("config.json", "pytorch_model.bin")
 _OURS_ONLY = ("next_sentence", "attn_implementation")
 _CLASSES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
 _BUFFERS = ("bert.embeddings.position_ids", "roberta.embeddings.position_ids")  # no weights
@@ -83,10 +84,11 @@ def their_names(config: ModelConfig, name: str) -> tuple[str, ...]:
 
 
 def save_pretrained(model: nn.Module, tokenizer: Tokenizer, folder: str | Path,
-                    **fields: Any) -> None:
+                    files: tuple[str, str] = FILES, **fields: Any) -> None:
     """Write config.json, pytorch_model.bin and the tokenizer, for `transformers` to read.
 
     model: a MaskedLM or, with `fields`, a classifier; they are what config.json says of its labels.
+    files: other names, for a model that `transformers` cannot compute.
     """
     folder, config, weights = Path(folder), model.config, {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,7 @@ def save_pretrained(model: nn.Module, tokenizer: Tokenizer, folder: str | Path,
         decoder = _HEADS[config.model_type]["decoder"]
         weights[f"{decoder}.weight"] = model.encoder.embeddings.word.weight.detach().cpu().clone()
         weights[f"{decoder}.bias"] = model.decoder_bias.detach().cpu().clone()
-    torch.save(weights, folder / "pytorch_model.bin")
+    torch.save(weights, folder / files[1])
 
     special = special_ids(tokenizer)
     fields = {name: value for name, value in dataclasses.asdict(config).items()
@@ -112,7 +114,7 @@ def save_pretrained(model: nn.Module, tokenizer: Tokenizer, folder: str | Path,
     if config.model_type == "distilbert":
         fields = {_DISTILBERT_FIELDS.get(name, name): value for name, value in fields.items()}
         fields |= {"tie_weights_": True, "sinusoidal_pos_embds": False}
-    write_json(folder / "config.json", fields)
+    write_json(folder / files[0], fields)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     names = {f"{role}_token": tokenizer.id_to_token(id) for role, id in special._asdict().items()}
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * (config.type_vocab_size == 2)
@@ -167,16 +169,23 @@ def fill(make: Callable[[], nn.Module], config: ModelConfig, theirs: dict[str, T
     that need no place in the model. Raises UserError when weights, tokenizer and config.json do not
     fit together.
     """
-    model = build_on_meta(make, config, theirs, folder)
+    if config.num_hidden_layers > len(theirs):
+        raise UserError(f"{folder} lacks weights: {config.num_hidden_layers} layers are more than "
+                        f"its {len(theirs)} tensors; make or copy it again")
+    try:
+        with torch.device("meta"):  # no memory is taken yet, so a stranger's sizes cannot fill it
+            model = make()
+    except RuntimeError as error:  # sizes that no tensor can have
+        raise UserError(f"{folder} asks for an impossible model ({error}); copy it again") from None
     ours = {}
     for name, expected in model.state_dict().items():
         names = their_names(config, name)
         if missing := [one for one in names if one not in theirs]:
-            raise UserError(f"{folder} lacks the weight {missing[0]}; copy the folder again")
+            raise UserError(f"{folder} lacks the weight {missing[0]}; make or copy it again")
         ours[name] = torch.cat([theirs.pop(one) for one in names])
         if ours[name].shape != expected.shape:
-            raise UserError(f"{folder}: {names[0]} does not have the shape that config.json gives; "
-                            "copy the folder again")
+            raise UserError(f"{folder}: {names[0]} does not have the shape that its settings give; "
+                            "make or copy it again")
     if unknown := sorted(set(theirs) - ignored - {*_BUFFERS}):
         raise UserError(f"{folder} holds the weight {unknown[0]}, which this model has no place "
                         "for; use a model of BERT, RoBERTa or DistilBERT")
@@ -191,34 +200,18 @@ def fill(make: Callable[[], nn.Module], config: ModelConfig, theirs: dict[str, T
     return model, tokenizer
 
 
-def build_on_meta(make: Callable[[], nn.Module], config: ModelConfig,
-                  weights: dict[str, Tensor], folder: str | Path) -> nn.Module:
-    """Build a model on torch's `meta` device, where weights take no memory, to be filled later.
-
-    So a stranger's config cannot fill the memory. make: builds the model. Raises UserError when
-    the config asks for more layers than there are weights, or for sizes that no tensor can have.
-    """
-    if config.num_hidden_layers > len(weights):
-        raise UserError(f"{folder} lacks weights: {config.num_hidden_layers} layers are more than "
-                        f"its {len(weights)} tensors; copy the folder again")
-    try:
-        with torch.device("meta"):
-            return make()
-    except RuntimeError as error:
-        raise UserError(f"{folder} asks for an impossible model ({error}); copy it again") from None
-
-
-def read_folder(folder: Path) -> tuple[dict[str, Any], ModelConfig, dict[str, Tensor]]:
+def read_folder(folder: Path, files: tuple[str, str] = FILES
+                ) -> tuple[dict[str, Any], ModelConfig, dict[str, Tensor]]:
     """What config.json says, what we make of it, and the weights by the names of `transformers`.
 
     Raises UserError when a file is missing or broken, or when the model is none of ours.
     """
-    safe, plain = folder / "model.safetensors", folder / "pytorch_model.bin"
+    safe, plain = folder / "model.safetensors", folder / files[1]
     weights = read_tensors(safe if safe.exists() and not plain.exists() else plain)
     # The first BERT checkpoints say gamma and beta in their LayerNorms.
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         weights = {name.replace(old, new): tensor for name, tensor in weights.items()}
-    fields = read_json(folder / "config.json", "is missing; name the folder of a finished run or "
+    fields = read_json(folder / files[0], "is missing; name the folder of a finished run or "
                        "of a Hugging Face model")
     known = fields
     if fields.get("model_type") == "distilbert":
@@ -230,7 +223,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], ModelConfig, dict[str, Te
         return fields, ModelConfig(next_sentence="cls.seq_relationship.weight" in weights,
                                    **{name: known[name] for name in names & set(known)}), weights
     except UserError as error:
-        raise UserError(f"{folder}/config.json asks for a model that is not supported ({error}); "
+        raise UserError(f"{folder}/{files[0]} asks for a model that is not supported ({error}); "
                         "use another one") from None
 
 

@@ -2,8 +2,6 @@
 
 B batch, S sequence, H hidden, C classes (1 where the labels are values).
 """
-import dataclasses
-import json
 from pathlib import Path
 
 import torch
@@ -12,11 +10,12 @@ from torch import Tensor, nn
 
 from minibert.config import ModelConfig
 from minibert.errors import UserError
-from minibert.files.hub import (build_on_meta, cut_at, fill, read_folder, read_tensors,
-                                save_pretrained, their_names)
-from minibert.files.run_folder import write_json
+from minibert.files.hub import (FILES, cut_at, fill, read_folder, save_pretrained, their_names)
 from minibert.model import Encoder, initialize
-from minibert.tokenizer import load_tokenizer
+
+# Of a classifier that reads the mean. `transformers` does not look for these names, and so does not
+# read [CLS] in its place without a word.
+MEAN_FILES = ("classifier.json", "classifier.pt")
 
 
 class SequenceClassifier(nn.Module):
@@ -62,19 +61,11 @@ def save_classifier(model: SequenceClassifier, tokenizer: Tokenizer, folder: Pat
     tokenizer: it cuts texts as it did in training. classes: the labels' names, none where they are
     values. texts: how many the model judges at a time.
     """
-    if model.pooling == "cls":
-        names = classes or ["value"]
-        save_pretrained(model, tokenizer, folder, texts=texts, id2label=dict(enumerate(names)),
-                        label2id={name: number for number, name in enumerate(names)},
-                        problem_type="single_label_classification" if classes else "regression")
-        return
-    # `transformers` would read [CLS] without a word, so these are no files that it looks for.
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
-    torch.save(model.state_dict(), folder / "classifier.pt")
-    write_json(folder / "classifier.json", {
-        "classes": classes, "texts": texts, "max_length": cut_at(tokenizer, model.config),
-        "model": dataclasses.asdict(model.config)})
+    names = classes or ["value"]
+    save_pretrained(model, tokenizer, folder, FILES if model.pooling == "cls" else MEAN_FILES,
+                    texts=texts, id2label=dict(enumerate(names)),
+                    label2id={name: number for number, name in enumerate(names)},
+                    problem_type="single_label_classification" if classes else "regression")
 
 
 def load_classifier(folder: str) -> tuple[SequenceClassifier, Tokenizer, dict]:
@@ -85,47 +76,23 @@ def load_classifier(folder: str) -> tuple[SequenceClassifier, Tokenizer, dict]:
     is missing, broken or does not fit the others.
     """
     path = Path(folder)
-    if (path / "config.json").exists():
-        return _load_theirs(path)
-    try:
-        metadata = json.loads((path / "classifier.json").read_text(encoding="utf-8"))
-        config = ModelConfig(**metadata["model"])
-        classes = [str(name) for name in metadata["classes"]]
-        metadata |= {name: int(metadata[name]) for name in ("texts", "max_length")}
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no classifier; make one with python -m minibert finetune") \
-            from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, UserError) as error:
-        raise UserError(f"{path}/classifier.json cannot be used ({error}); fine-tune again") \
-            from None
-    weights = read_tensors(path / "classifier.pt")
-    model = build_on_meta(lambda: SequenceClassifier(config, len(classes) or 1), config, weights,
-                          folder)
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{path}/classifier.pt does not fit classifier.json "
-                        f"({str(error).splitlines()[-1].strip()}); fine-tune again") from None
-    return model, load_tokenizer(path / "tokenizer.json"), metadata
-
-
-def _load_theirs(path: Path) -> tuple[SequenceClassifier, Tokenizer, dict]:
-    fields, config, weights = read_folder(path)
+    files = next((files for files in (MEAN_FILES, FILES) if (path / files[0]).exists()), None)
+    fields, config, weights = read_folder(path, files) if files else ({}, ModelConfig(), {})
     head = weights.get(their_names(config, "classifier.weight")[0])
     if head is None or head.dim() != 2:
-        raise UserError(f"{path} has no classifier; make one with python -m minibert finetune")
+        raise UserError(f"{folder} has no classifier; make one with python -m minibert finetune")
     kind = "regression" if len(head) == 1 else "single_label_classification"
     if fields.get("problem_type") not in (kind, None):
-        raise UserError(f"{path} is for {fields['problem_type']} with {len(head)} outputs; use a "
+        raise UserError(f"{folder} is for {fields['problem_type']} with {len(head)} outputs; use a "
                         "classifier that tells classes apart, or one with a single output")
-    names = fields.get("id2label", {})
     try:
-        classes = [] if len(head) == 1 else [
-            str(names.get(str(number), f"LABEL_{number}")) for number in range(len(head))]
+        classes = [str(fields.get("id2label", {}).get(str(number), f"LABEL_{number}"))
+                   for number in range(len(head)) if len(head) > 1]
         texts = int(fields.get("texts", 0))
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path}/config.json cannot be used ({error}); copy it again") from None
-    model, tokenizer = fill(lambda: SequenceClassifier(config, len(head), pooling="cls"), config,
+        raise UserError(f"{path / files[0]} cannot be used ({error}); copy it again") from None
+    pooling = "mean" if files == MEAN_FILES else "cls"
+    model, tokenizer = fill(lambda: SequenceClassifier(config, len(head), pooling=pooling), config,
                             weights, path, set())
     return model, tokenizer, {"classes": classes, "texts": texts,
                               "max_length": cut_at(tokenizer, config)}

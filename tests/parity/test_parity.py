@@ -279,6 +279,15 @@ def test_our_classifier_in_transformers(family, size, classes, tmp_path, monkeyp
         load_pretrained(tmp_path)
 
 
+def test_a_mean_is_not_taken_for_cls(tmp_path):
+    """Catches a classifier that reads the mean and would be loaded, without a word, as one that
+    reads [CLS]."""
+    config = classifier_shape("bert", "1 layer")
+    save_classifier(SequenceClassifier(config, 2), tokenizer_for(config), tmp_path, ["a", "b"], 1)
+    with pytest.raises((OSError, ValueError)):
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+
+
 @LABELS
 @FAMILY
 def test_their_classifier_here(family, classes, tmp_path, monkeypatch):
