@@ -17,6 +17,8 @@ from minibert.training import Training, mask_settings
 # Departure: the tokenizer is BERT's, so that losses can be compared; --tokenizer bpe is RoBERTa's.
 RECIPE = dict(input_format="full-sentences", nsp=False, masking="dynamic",
               adam_beta2=0.98, weight_decay=0.01, max_grad_norm=0.0)
+# Departure: RoBERTa's rate grows with its batch, to 6e-4 for 8,000 sequences and after 24,000 steps
+# of warm-up; here it is the preset's, as in BERT, and --batch-size alone does not change it.
 # Departure: RoBERTa took 500,000 steps of 8,000 sequences each, on ten times BERT's text. Here it
 # has BERT's budget, so that the recipe alone differs; --steps, --batch-size and --corpus change it.
 STEPS = {"tiny": 3000, "small": 20_000, "base": 1_000_000}  # by preset
@@ -67,6 +69,8 @@ def make_model_config(run: RunConfig, base_config: ModelConfig, pad_token_id: in
     # A single token type adds the same row to every token, which tells nothing; it is here because
     # Hugging Face's RoBERTa has it. Positions count from pad + 1, so the table has more rows.
     rows = base_config.max_position_embeddings + pad_token_id + 1
+    # Departure: RoBERTa's LayerNorms have an epsilon of 1e-5; here it is BERT's 1e-12 unless
+    # --layer-norm-eps 1e-5 is given, so that the recipe alone differs.
     return dataclasses.replace(base_config, model_type="roberta", next_sentence=False,
                                type_vocab_size=1, pad_token_id=pad_token_id,
                                max_position_embeddings=rows)

@@ -206,9 +206,9 @@ class DistillConfig:
 @dataclass(frozen=True)
 class FinetuneConfig:
     """A task, and BERT's own way to learn it (Devlin et al. 2018, appendix A.3)."""
-    task: str = setting("sst2", "the task; text and pair are for tasks of your own, with the "
-                        "columns text (or text_a and text_b) and label",
-                        ("sst2", "cola", "mrpc", "rte", "stsb", "library", "text", "pair"))
+    # Its names are those of TASKS in tasks/tasks.py, which are looked up when it is read.
+    task: str = setting("sst2", "the task, such as sst2, mrpc or library; text and pair are for "
+                        "tasks of your own, with the columns text (or text_a and text_b) and label")
     task_dir: str = setting("", "a folder with train.tsv and dev.tsv, or with GLUE's folders "
                             "[they are downloaded, or made of pydocs]")
     out: str = setting("", "the folder for the classifier and its scores")
@@ -220,7 +220,12 @@ class FinetuneConfig:
     warmup: float = setting(0.1, "share of the steps in which the learning rate rises", "[0, 1)")
     rows: int = setting(0, "use only the first rows of train.tsv; 0 means as many as the task asks "
                         "for", "[0, inf)")
+    # Departure: BERT's inputs are never longer than those of its pretraining; a run of --seq-length
+    # 32 is fine-tuned on up to 128, at positions that nothing has trained. (The tasks at a run's
+    # own end stay within its --seq-length.)
     max_length: int = setting(128, "tokens of an input; the rest is cut off", "[8, inf)")
+    pooling: str = setting("mean", "what the head reads: the mean over the tokens, or [CLS] by the "
+                           "family's own head, which transformers can load", ("mean", "cls"))
     teacher: str = setting("", "a folder that finetune made, to learn from its probabilities")
     # Paper: DistilBERT's released script for SQuAD weighs soft and hard targets alike, at T 2.
     alpha_kl: float = setting(0.5, "share of the teacher's soft targets in the loss", "[0, 1]")

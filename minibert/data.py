@@ -82,6 +82,8 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer
     tokenizer.encode_special_tokens = True  # "[MASK]" in a text is read as brackets and a word
     while chunk := [sentences_of(document) for document in islice(documents, 500)]:
         flat = [sentence for document in chunk for sentence in document]
+        # Departure: each sentence is read by itself, as a line is by RoBERTa's fairseq, so that
+        # byte-level BPE does not see the space between two sentences of a line.
         encoded = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
         for document in chunk:
             sentences = [found.ids for found in islice(encoded, len(document)) if found.ids]
@@ -148,6 +150,8 @@ def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, dupe: 
 def _random_segment(bounds: list[list[int]], documents: list[int], document: int, room: int,
                     draw: random.Random) -> tuple[int, int]:
     """Sentences from a random place in any document but this one, until they fill the room."""
+    # Departure: BERT's release draws up to ten times to find another document, and takes this one
+    # after all where it finds none.
     other = draw.randint(0, len(documents) - 3)
     if other >= document:
         other += 1

@@ -30,9 +30,8 @@ def run_cli(main: Callable[[], None]) -> None:
                   "the same command again")
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             _fail(f"{error.filename} cannot be read or written; check its permissions")
-        if error.errno in (errno.ENOTDIR, errno.EISDIR):
-            _fail(f"{error.filename} is a file where a folder is needed, or the other way round; "
-                  "name another path")
+        if error.filename:  # a file where a folder is needed, a name too long, a path in /proc, ...
+            _fail(f"{error.filename} cannot be used ({error.strerror}); name another path")
         raise
 
 

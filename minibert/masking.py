@@ -64,6 +64,8 @@ def mask_tokens(input_ids: Tensor, sequence_ids: Tensor, *, seed: int, epoch: in
     """
     S, device = input_ids.shape[1], input_ids.device
     special = torch.tensor(special_ids, device=device)
+    # Departure: no special token is ever predicted. BERT's release may choose [UNK], and RoBERTa's
+    # fairseq also <s> and </s>.
     candidates = ~torch.isin(input_ids, special)
     sequence = sequence_ids[:, None]  # (B, 1), which with the position
     position = torch.arange(S, device=device)  # (S,) gives each token a key of its own
@@ -111,6 +113,8 @@ class StaticMasker:
 
     def dupe(self, epoch: int) -> int:
         """Which duplicate of the text, with masks of its own, an epoch shows."""
+        # Departure: BERT shuffles the sequences of all duplicates together; here an epoch shows one
+        # duplicate after the other, so that no sequence comes back before all others were seen.
         return epoch % self.masks
 
     def __call__(self, input_ids: Tensor, sequence_ids: Tensor, *, epoch: int, **settings):

@@ -166,6 +166,7 @@ class Block(nn.Module):
                 positions: Tensor | None = None) -> Tensor:
         """New hidden states (B, S, H), or (B, M, H) at `positions` (B, M). hidden: (B, S, H)."""
         query_states = hidden if positions is None else gather(hidden, positions)
+        # Departure: DistilBERT's released code has no dropout after its attention; here all have.
         attended = self.dropout(self.attention(query_states, hidden, attention_bias))
         attended = self.attention_norm(query_states + attended)
         transformed = self.dropout(self.output(self.activation(self.intermediate(attended))))

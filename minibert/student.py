@@ -25,7 +25,8 @@ def make_student(teacher: MaskedLM, distill: DistillConfig, seed: int
 
     Fewer layers, not narrower ones: only a layer of the same width can start from the teacher's.
     As in Hugging Face's DistilBERT it has no pooler, no NSP head and, if the teacher is a BERT, no
-    token types. Raises UserError when it would be deeper than its teacher, or have no layer.
+    token types. Raises UserError when it would be deeper than its teacher, or have no layer, or
+    when its teacher's LayerNorms have an epsilon that no DistilBERT can have.
     """
     config = teacher.config
     depth = distill.student_layers or config.num_hidden_layers // 2
@@ -34,6 +35,9 @@ def make_student(teacher: MaskedLM, distill: DistillConfig, seed: int
                         f"{config.num_hidden_layers}; choose --student-layers between 1 and that")
     changes = dict(num_hidden_layers=depth, next_sentence=False)
     if config.model_type == "bert":
+        if config.layer_norm_eps != 1e-12:  # it would be saved, and read again, as another model
+            raise UserError(f"the teacher's --layer-norm-eps is {config.layer_norm_eps}, and that "
+                            "of a DistilBERT is always 1e-12; train the teacher with 1e-12")
         changes |= dict(model_type="distilbert", type_vocab_size=0)
     student = MaskedLM(dataclasses.replace(config, **changes), seed)
     if distill.init == "random":

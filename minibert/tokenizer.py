@@ -47,7 +47,9 @@ def train_tokenizer(texts: Callable[[], Iterable[str]], kind: str, vocab_size: i
         first, last, pair = "[CLS]", "[SEP]", "$A [SEP] $B:1 [SEP]:1"
     else:
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        # A space before the text would be put after each <mask>, too: "the <mask>." would end in
+        # "Ġ." instead of ".".
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         # The space before <mask> belongs to the word that it stands for, as in RoBERTa.
         mask = AddedToken("<mask>", lstrip=True, normalized=False, special=True)
@@ -106,7 +108,8 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
 def continuations(tokenizer: Tokenizer) -> torch.Tensor:
     """Which tokens continue a word, (V,) bool.
 
-    WordPiece marks these with ##; byte-level BPE marks the others, which start one, with Ġ.
+    WordPiece marks these with ##; byte-level BPE marks the others, which start one, with Ġ, except
+    for the first word of a sentence, which has no space before it.
     """
     wordpiece = isinstance(tokenizer.model, models.WordPiece)
     result = torch.zeros(tokenizer.get_vocab_size(), dtype=torch.bool)

@@ -28,7 +28,7 @@ from minibert.errors import UserError
 from minibert.evaluation import evaluate, evaluation_set
 from minibert.files.corpus import training_part
 from minibert.files.hub import save_pretrained
-from minibert.files.run_folder import atomic_write, open_run, write_json
+from minibert.files.run_folder import atomic_write, open_run, sync, write_metrics
 from minibert.masking import IGNORE, hash_bits
 from minibert.model import MaskedLM
 from minibert.tokenizer import continuations, special_ids
@@ -50,6 +50,7 @@ def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     overfit, and a LayerNorm does nothing at a scale of 1, not of 0. They are found by the module's
     type, because names differ from model to model.
     Paper: google-research/bert, optimization.py; the embeddings are decayed there, too.
+    Departure: RoBERTa's fairseq decays every parameter, biases and LayerNorms as well.
     """
     norms = {id(parameter) for module in model.modules() if isinstance(module, nn.LayerNorm)
              for parameter in module.parameters()}
@@ -136,6 +137,10 @@ class Training:
                                self.device, masker.dupe)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
                           for kind in ("full-sentences", "segment-pair")}
+        targets = min(int((found.labels != IGNORE).sum()) for found in self.eval_sets.values())
+        if self.rank == 0 and targets < run.eval_targets:
+            print(f"{self.out}: the held-out text has {targets} tokens to predict, fewer than "
+                  f"--eval-targets {run.eval_targets}, so that its scores are less exact")
         # Departure: torch's AdamW corrects the bias of Adam's first steps; BERT's own does not.
         self.optimizer = torch.optim.AdamW(
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
@@ -238,7 +243,7 @@ class Training:
                     "layers": len(self.module.encoder.layers), "steps": self.step,
                     "tokens": self.tokens, "targets": self.targets,
                     "seconds": round(self.seconds, 1)}
-        write_json(self.out / "metrics.json", metrics)  # written last
+        write_metrics(self.out, metrics)  # written last, and before the checkpoint goes
         for name in ("checkpoint.pt", ".lock"):
             (self.out / name).unlink(missing_ok=True)
         result = metrics["full-sentences"]
@@ -297,9 +302,8 @@ class Training:
         """Raise UserError when a loss is NaN or infinite, before a checkpoint can hold it."""
         for step, terms in enumerate(self.window, self.step - len(self.window) + 1):
             if not torch.isfinite(terms["loss"]):
-                raise UserError(f"the loss of step {step} is {terms['loss'].item()}; {self.out} "
-                                "keeps its last good checkpoint: start again, in another folder, "
-                                "with a lower --learning-rate")
+                raise UserError(f"the loss of step {step} is {terms['loss'].item()}; start again, "
+                                "in another folder, with a lower --learning-rate")
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.rank:
@@ -314,6 +318,7 @@ class Training:
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
                  "step": self.step, "cursor": self.batches.cursor, "tokens": self.tokens,
                  "targets": self.targets, "seconds": self.seconds, "window": self.window}
+        sync(self.out / "log.jsonl")  # which a resume goes on with
         with atomic_write(self.out / "checkpoint.pt") as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
 
@@ -337,5 +342,5 @@ class Training:
         # What was logged after the checkpoint will be logged again.
         written = [line for line in lines
                    if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        (self.out / "log.jsonl").write_text("".join(line + "\n" for line in written),
-                                            encoding="utf-8")
+        with atomic_write(self.out / "log.jsonl") as temporary:
+            temporary.write_text("".join(line + "\n" for line in written), encoding="utf-8")

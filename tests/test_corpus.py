@@ -212,7 +212,7 @@ def test_fingerprint_is_that_of_the_content(tmp_path):
         write_text(tmp_path / name / "c.txt", make_documents(12))
     one, two = (prepare(str(tmp_path / name / "c.txt"), "bpe", 280) for name in ("a", "b"))
     content = hashlib.sha256((tmp_path / "a" / "c.txt").read_bytes()).digest()
-    settings = f"bpe 280 {corpus.HELD_OUT} {corpus.SENTENCE_END.pattern}"
+    settings = f"bpe 280 unprefixed {corpus.HELD_OUT} {corpus.SENTENCE_END.pattern}"
     assert one[3] == two[3] == hashlib.sha256(settings.encode() + content).hexdigest()
 
 
@@ -357,6 +357,15 @@ def test_too_few_documents(tmp_path, content, count):
         prepare(str(tmp_path / "a.txt"), "bpe", 280)
 
 
+@pytest.mark.parametrize("content", [b"ba\0be\n", "ba be\n".encode("utf-16-le"), bytes(99)])
+def test_files_that_are_no_text(tmp_path, content):
+    """Would catch: NULs that WordPiece drops without a word, and advice about blank lines for a
+    file that has no lines."""
+    (tmp_path / "a.txt").write_bytes(b"\n\n".join([content] * 9))
+    with pytest.raises(UserError, match="a.txt holds a NUL, as a binary file or UTF-16 does"):
+        prepare(str(tmp_path / "a.txt"), "wordpiece", 280)
+
+
 # Tokenizers.
 
 
@@ -393,7 +402,7 @@ def test_vocabulary_that_does_not_fit(kind):
     ("bpe", BYTE_BPE, "<s> A </s> </s> B </s>", [0, 0, 0, 0, 0, 0])])
 def test_pairs_of_the_tokenizer(kind, names, pair, types):
     """Would catch: RoBERTa's pairs with one </s>, or BERT's without token types (trap 1)."""
-    tokenizer = train_tokenizer(lambda: ["a b c d"] * 4, kind, 9 if kind == "wordpiece" else 265)
+    tokenizer = train_tokenizer(lambda: ["a b c d"] * 4, kind, 9 if kind == "wordpiece" else 264)
     encoding = tokenizer.encode("a", "b")
     shown = [token.replace("Ġ", "").replace("a", "A").replace("b", "B") if token not in names
              else token for token in encoding.tokens]
@@ -430,7 +439,8 @@ def test_continuations(kind):
     continues = continuations(tokenizer)
     assert continues.shape == (SIZES[kind],) and continues.dtype == torch.bool
     assert not continues[list(special_ids(tokenizer))].any()
-    encoding = tokenizer.encode(TEXT[0], add_special_tokens=False)
+    # In byte-level BPE a space tells that a word starts, and a sentence does not begin with one.
+    encoding = tokenizer.encode(f" {TEXT[0]}", add_special_tokens=False)
     first = [one != two for one, two in zip([None, *encoding.word_ids], encoding.word_ids)]
     assert (~continues[encoding.ids]).tolist() == first
     assert 0 < sum(first) < len(first)
@@ -441,15 +451,17 @@ def test_wordpiece_is_uncased_and_bpe_is_not():
     wordpiece = train_tokenizer(lambda: [*TEXT, "cafe"], "wordpiece", 70)
     assert wordpiece.encode("Café HARBOUR").ids == wordpiece.encode("cafe harbour").ids
     bpe = train_tokenizer(lambda: TEXT, "bpe", 280)
-    assert bpe.decode(bpe.encode("Café 日本 🙂").ids) == " Café 日本 🙂"
+    assert bpe.decode(bpe.encode("Café 日本 🙂").ids) == "Café 日本 🙂"
     assert special_ids(bpe).unk not in bpe.encode("日本 🙂").ids
 
 
-def test_word_in_front_is_a_word_like_others():
-    """Would catch: no Ġ on the first word: another token than in mid-sentence (trap 42)."""
+def test_no_space_is_made_up():
+    """Would catch: a space that the text does not have, before it or after <mask>: "<mask>." would
+    end in another token than "wall." in training (trap 42)."""
     bpe = train_tokenizer(lambda: TEXT, "bpe", 280)
-    alone = bpe.encode("harbour", add_special_tokens=False).ids
-    assert bpe.encode("wall harbour", add_special_tokens=False).ids[-len(alone):] == alone
+    for text in ("harbour <mask>.", "harbour<mask>, wall", "<mask>s <mask> <mask>."):
+        assert bpe.decode(bpe.encode(text).ids, skip_special_tokens=False) == (
+            f"<s>{text.replace(' <mask>', '<mask>')}</s>")
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", '{"model": 3}', "\xff\xfe"])

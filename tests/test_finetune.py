@@ -15,8 +15,8 @@ from minibert.__main__ import main
 from minibert.config import FinetuneConfig
 from minibert.errors import UserError, run_cli
 from minibert.tasks import finetune as finetune_module
-from minibert.tasks.finetune import (SequenceClassifier, classify, describe, finetune,
-                               load_classifier, predict)
+from minibert.tasks.finetune import (SequenceClassifier, classify, describe, encoder_of, finetune,
+                                     load_classifier, predict)
 from minibert.tokenizer import train_tokenizer
 
 WORDS = "ba be bi bo bu da de di do du".split()
@@ -73,9 +73,9 @@ def test_learns_what_word_counts_do_not_show(run, task_dir):
 def test_starts_from_the_pretrained_encoder(run, task_dir):
     """Catches a fine-tuning that leaves the run's weights aside."""
     finetune(run, settings(task_dir, epochs=1, rows=8, learning_rate=1e-12))
-    weights = torch.load(task_dir / "out" / "classifier.pt", weights_only=True)
+    weights = load_classifier(str(task_dir / "out"))[0].encoder.state_dict()
     for name, weight in load_pretrained(run)[0].encoder.state_dict().items():
-        assert torch.allclose(weights[f"encoder.{name}"], weight, atol=1e-6), name
+        assert torch.allclose(weights[name], weight, atol=1e-6), name
 
 
 def test_several_seeds_give_their_mean(run, task_dir):
@@ -161,6 +161,8 @@ def test_prediction_is_without_dropout():
     ("label\ttext\na\tb\tc\n", "", "line 2 has 3 columns"),
     ("label\ttext\na\tb\n", "label\ttext\na\tb\n", "different labels"),
     ("label\ttext\na\tb\nc\td\n", "label\ttext\nz\tb\n", "label 'z'"),
+    ("label\ttext\na\tb\nc\t \n", "", "line 3 has nothing in the column 'text'"),
+    ("label\ttext\n0.5\tb\n1\td\n-.25\td\n", "label\ttext\n1\tb\n", "values and no classes"),
 ])
 def test_tasks_that_cannot_be_used(train, dev, message, run, tmp_path):
     """Catches a traceback, or a score on labels that were never learned."""
@@ -292,6 +294,13 @@ def test_inputs_are_cut_to_what_was_asked_and_what_fits(run, task_dir, monkeypat
         assert set(lengths) == {expected}
 
 
+def test_special_tokens_in_a_text_are_text(run):
+    """Catches a "[SEP]" that ends a text's first segment, and a "[MASK]" that is a blank."""
+    tokenizer = load_pretrained(run)[1]
+    ids = encoder_of(tokenizer, 16, "cpu")([("ba [SEP] be [MASK]", "[CLS]")])["input_ids"][0]
+    assert [id for id in ids.tolist() if id in (2, 3, 4)] == [2, 3, 3] and ids[0] == 2
+
+
 class Hostile:
     def __reduce__(self):
         return (open, ("made-by-a-pickle", "w"))
@@ -299,16 +308,17 @@ class Hostile:
 
 @pytest.mark.parametrize("file, content, message", [
     ("classifier.json", None, "has no classifier"),
-    ("classifier.json", "{", "classifier.json cannot be used"),
-    ("classifier.json", "[]", "classifier.json cannot be used"),
-    ("classifier.json", '{"classes": ["a", "b"], "texts": 1, "max_length": 9, "model": '
-     '{"hidden_size": 100000000, "num_attention_heads": 1}}', "does not fit"),
-    ("classifier.json", '{"classes": ["a", "b"], "texts": 1, "max_length": 9, "model": '
-     '{"surprise": 1}}', "surprise"),
+    ("classifier.json", "{", "classifier.json is broken"),
+    ("classifier.json", "[]", "classifier.json holds no names"),
+    ("classifier.json", '{"hidden_size": 100000000, "num_attention_heads": 1, '
+     '"num_hidden_layers": 1}', "does not have the shape"),
+    ("classifier.json", '{"num_hidden_layers": 100000000}', "100000000 layers are more than"),
+    ("classifier.json", '{"model_type": "gpt2"}', "classifier.json asks for a model .*gpt2"),
     ("classifier.pt", None, "classifier.pt is missing"),
     ("classifier.pt", "no weights", "classifier.pt"),
     ("classifier.pt", Hostile(), "could run code"),
-    ("classifier.pt", {"dense.weight": torch.zeros(1)}, "does not fit"),
+    ("classifier.pt", {"bert.pooler.dense.weight": torch.zeros(1)}, "has no classifier"),
+    ("classifier.pt", {"classifier.weight": torch.zeros(2, 16)}, "lacks the weight"),
     ("classifier.pt", {"dense.weight": torch.full((16, 16), float("nan"))}, "not finite"),
     ("tokenizer.json", None, "tokenizer.json is missing"),
 ])
@@ -354,7 +364,7 @@ def test_from_the_command_line(run, task_dir, monkeypatch, capsys):
     assert "text: accuracy" in printed and "bag of words" in printed
     assert json.loads((task_dir / "out/metrics.json").read_text())["settings"]["rows"] == 16
     for flags, message in (([], "is there already"), (["--epochs", "-1"], "--epochs"),
-                           (["--task", "poetry"], "poetry")):
+                           (["--task", "poetry", "--out", f"{task_dir}/new"], "poetry")):
         monkeypatch.setattr(sys, "argv", [*command, *flags])
         with pytest.raises(SystemExit) as ended:
             run_cli(main)

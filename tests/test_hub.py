@@ -102,10 +102,12 @@ def test_weights_that_do_not_fit(folder, change, message):
 
 @pytest.mark.parametrize("name, content, message", [
     ("config.json", None, "config.json is missing"),
-    ("config.json", "{", "config.json cannot be used"),
-    ("config.json", "[]", "config.json cannot be used"),
-    ("config.json", '{"model_type": "gpt2"}', "gpt2"),
-    ("config.json", '{"model_type": "bert", "hidden_size": "wide"}', "config.json cannot be used"),
+    ("config.json", "{", "config.json is broken"),
+    ("config.json", "[]", "config.json holds no names"),
+    ("config.json", {"model_type": "gpt2"}, "not supported .*gpt2.*; use another one"),
+    ("config.json", {"hidden_act": "silu"}, "not supported .*silu.*; use another one"),
+    ("config.json", {"model_type": "bert", "hidden_size": "wide"}, "not supported .*wide"),
+    ("config.json", {"pad_token_id": 3}, "padding is token 0 to the tokenizer and 3 to the"),
     ("pytorch_model.bin", None, "pytorch_model.bin is missing"),
     ("pytorch_model.bin", "not a model", "cannot be read|more than tensors"),
     ("tokenizer.json", None, "tokenizer.json is missing"),
@@ -113,10 +115,23 @@ def test_weights_that_do_not_fit(folder, change, message):
 ])
 def test_folders_that_are_no_model(folder, name, content, message):
     """Catches tracebacks on folders that are incomplete, broken or something else."""
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads((folder / name).read_text()), **content})
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_text(content)
     with pytest.raises(UserError, match=message):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("architecture", ["BertForSequenceClassification", "BertModel"])
+def test_model_without_a_head_for_words(folder, architecture):
+    """Catches "copy the folder again" for a folder that is whole, but another kind of model."""
+    change_weights(folder, lambda weights: [weights.pop(name) for name in list(weights)
+                                            if name.startswith("cls.predictions")])
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**fields, "architectures": [architecture]}))
+    with pytest.raises(UserError, match=f"holds {architecture}, which has no head for words"):
         load_pretrained(folder)
 
 

@@ -127,3 +127,12 @@ def test_impossible_depths_are_refused(teacher_layers, student_layers):
     teacher = make_teacher(num_hidden_layers=teacher_layers)
     with pytest.raises(UserError, match="student-layers"):
         student_of(teacher, student_layers=student_layers)
+
+
+def test_a_student_is_saved_as_it_was_trained():
+    """Would catch: a student that is trained with its teacher's epsilon and read with another:
+    DistilBERT's config has no field for it."""
+    with pytest.raises(UserError, match="layer-norm-eps is 0.001, and that of a DistilBERT"):
+        student_of(make_teacher(layer_norm_eps=1e-3, **BERT))
+    student, _ = student_of(make_teacher(layer_norm_eps=1e-3, **ROBERTA))
+    assert student.config.layer_norm_eps == 1e-3

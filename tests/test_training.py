@@ -255,6 +255,17 @@ def test_trap_16_evaluation_is_fixed(held_out):
     assert 20 <= results[0]["targets"] <= 22
 
 
+@pytest.mark.parametrize("asked, short", [(20, False), (9999, True)])
+def test_few_targets_are_said(asked, short, toy_text, tmp_path, run_script, capsys):
+    """Catches a score of a hundred tokens that passes for one of fifty thousand."""
+    run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run",
+               "--steps", 1, "--eval-targets", asked)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    count = min(metrics[kind]["targets"] for kind in ("full-sentences", "segment-pair"))
+    said = f"has {count} tokens to predict, fewer than --eval-targets {asked}"
+    assert (said in capsys.readouterr().out) == short
+
+
 def test_trap_37_hash_sees_every_part(held_out):
     """Catches losses that count as comparable though another token was asked for, at another
     place, or beside other words."""
@@ -315,6 +326,19 @@ def test_finished_run_is_not_repeated(toy_text, tmp_path, run_script, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
     with pytest.raises(UserError, match="seed 0, not 1"):
         run_script("train_roberta", *flags, "--seed", 1)
+
+
+def test_run_that_lost_its_metrics_says_so(toy_text, tmp_path, run_script, capsys):
+    """Catches a model that is trained over without a word, because metrics.json is not there."""
+    flags = [*BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run", "--tasks", "none"]
+    run_script("train_roberta", *flags)
+    before = weights(tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    capsys.readouterr()
+    run_script("train_roberta", *flags)
+    assert "trained again from the start" in capsys.readouterr().out
+    after = weights(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_edited_code_is_not_passed_off_as_the_same(toy_text, tmp_path, run_script, capsys):
@@ -432,7 +456,7 @@ def test_loss_that_is_no_number(toy_text, tmp_path, run_script, monkeypatch):
         true_loss(self, loss * float("nan") if len(calls) == 7 else loss, **terms)
 
     monkeypatch.setattr(training_module.Training, "backward", broken)
-    with pytest.raises(UserError, match="loss of step 7 is nan"):
+    with pytest.raises(UserError, match="loss of step 7 is nan; start again"):
         run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 4
@@ -452,12 +476,14 @@ def test_checkpoint_cut_short(toy_text, tmp_path, run_script, monkeypatch):
         run_script("train_roberta", *flags)
 
 
-def test_disk_full(toy_text, tmp_path, teacher):
-    """Catches a half-written checkpoint, or a traceback, when no room is left."""
+@pytest.mark.parametrize("room", [500, 20_000], ids=["for a tokenizer", "for a checkpoint"])
+def test_disk_full(room, toy_text, tmp_path, monkeypatch):
+    """Catches a half-written checkpoint or corpus, or a traceback, when no room is left."""
+    monkeypatch.setenv("MINIBERT_PREPARED", str(tmp_path / "prepared"))
     flags = [*BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run"]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # inherited: the write fails instead
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
         process = start_script("train_bert", *flags)
     finally:

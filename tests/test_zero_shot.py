@@ -71,3 +71,24 @@ def test_score_is_the_share_of_choices_that_are_won(run):
     many = score(*[won] * 20, *[lost] * 20)  # more than are scored at a time
     assert many == {"task": "x", "metric": "accuracy", "score": 0.5, "dev_rows": 40,
                     "majority": 0.5}
+
+
+@pytest.mark.parametrize("kind, size", [("wordpiece", 30), ("bpe", 275)])
+def test_words_are_read_as_in_their_text(kind, size):
+    """Catches words that byte-level BPE glues together, because each is read without its space."""
+    texts = [" ".join(WORDS * 9)] * 3 + ["babe dudo bidi"]
+    tokenizer = train_tokenizer(lambda: texts, kind, size)
+    ids, positions = scored_positions(WORDS[:4], slice(1, 3), tokenizer)
+    assert ids == tokenizer.encode(" ".join(WORDS[:4])).ids
+    assert tokenizer.decode([ids[at] for at in positions]).split() == WORDS[1:3]
+
+
+def test_special_tokens_in_a_choice_are_text(run, monkeypatch):
+    """Catches a "[MASK]" of a task's text that becomes a blank, as in no text of pretraining."""
+    seen = []
+    monkeypatch.setattr("minibert.tasks.zero_shot.pseudo_log_likelihood", lambda model, texts, _: (
+        seen.extend(texts), torch.zeros(len(texts)))[1])
+    words = ["ba", "[MASK]", "be"]
+    zero_shot(run, ChoiceData("halves", [Choice(words, words, slice(1, 2))], {}), "cpu")
+    for ids, positions in seen:
+        assert ids.count(4) == 0 and len(positions) > 1

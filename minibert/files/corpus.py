@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from minibert.config import RunConfig
 from minibert.data import SENTENCE_END, TokenizedCorpus, sentences_of, tokenize
 from minibert.errors import UserError
+from minibert.files.run_folder import sync
 from minibert.masking import hash_bits
 from minibert.tokenizer import load_tokenizer, train_tokenizer
 
@@ -36,7 +37,9 @@ def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
     tokenizer has changed. Raises UserError when there is no such text, or too little of it.
     """
     path = corpus_path(corpus)
-    fingerprint = _fingerprint(path, tokenizer.to_str() if tokenizer else f"{kind} {vocab_size}")
+    # An earlier byte-level BPE put a space before each sentence; this one does not.
+    trained = f"{kind} {vocab_size}{' unprefixed' * (kind == 'bpe')}"
+    fingerprint = _fingerprint(path, tokenizer.to_str() if tokenizer else trained)
     prepared = Path(os.environ.get("MINIBERT_PREPARED", DATA / "prepared"))
     folder = prepared / f"{path.name.split('.')[0]}-{fingerprint[:12]}"
     if not folder.exists():
@@ -44,6 +47,7 @@ def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
         temporary.mkdir(parents=True)
         try:
             _prepare(path, temporary, kind, vocab_size, tokenizer)
+            sync(*temporary.iterdir(), temporary)
             temporary.rename(folder)
         except OSError:
             if not folder.exists():  # unless another run was faster: its arrays are the same
@@ -60,7 +64,7 @@ def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
     count = len(sizes)
     if count < 4:
         raise UserError(f"{path} holds {count} documents; at least 4 are needed, some of them to "
-                        "evaluate on: put a blank line between documents")
+                        "evaluate on: name more text, with a blank line between documents")
     order, held_out = document_order(count), held_out_documents(count)
     if tokenizer is None:
         in_order = [number for number in order.tolist() if number not in held_out]
@@ -69,7 +73,7 @@ def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
         sentences = lambda: (sentence for number, document in enumerate(read_documents(path))
                              if number in sample for sentence in sentences_of(document))
         tokenizer = train_tokenizer(sentences, kind, vocab_size)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     _write_arrays(tokenize(read_documents(path), tokenizer), folder, order, len(held_out),
                   np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32)
 
@@ -155,13 +159,16 @@ def text_files(path: Path) -> list[Path]:
 def read_documents(path: Path) -> Iterator[list[str]]:
     """The documents of a text file or of a folder of them, each as a list of its lines.
 
-    A blank line ends a document. Raises UserError when a file is not UTF-8 or is cut short.
+    A blank line ends a document. Raises UserError when a file is no text, not UTF-8 or cut short.
     """
     for file in text_files(path):
         document: list[str] = []
         try:
             with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8-sig") as lines:
                 for line in lines:
+                    if "\0" in line:
+                        raise UserError(f"{file} holds a NUL, as a binary file or UTF-16 does; "
+                                        "remove it, or convert the file to UTF-8")
                     if line := line.strip():
                         document.append(line)
                     elif document:

@@ -4,10 +4,11 @@ The tables map this package's module names to theirs. They have separate key and
 which are one matrix here, so that entry holds two names.
 """
 import dataclasses
-import json
+import hashlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from minibert.config import ModelConfig
 from minibert.errors import UserError
-from minibert.files.run_folder import write_json
+from minibert.files.run_folder import read_json, write_json
 from minibert.model import MaskedLM
 from minibert.tokenizer import load_tokenizer, special_ids
 
@@ -38,22 +39,29 @@ _LAYER = {
     "output": ("output.dense", "ffn.lin2"),
     "output_norm": ("output.LayerNorm", "output_layer_norm"),
 }
-# `transformers` also writes the tied decoder, under a name of its own.
+# `transformers` also writes the tied decoder, under a name of its own. The last two are those of a
+# classifier that reads [CLS].
 _HEADS = {
     "bert": {"transform": "cls.predictions.transform.dense",
              "transform_norm": "cls.predictions.transform.LayerNorm",
              "decoder": "cls.predictions.decoder", "decoder_bias": "cls.predictions.bias",
-             "nsp_head": "cls.seq_relationship"},
+             "nsp_head": "cls.seq_relationship",
+             "dense": "bert.pooler.dense", "classifier": "classifier"},
     "roberta": {"transform": "lm_head.dense", "transform_norm": "lm_head.layer_norm",
-                "decoder": "lm_head.decoder", "decoder_bias": "lm_head.bias"},
+                "decoder": "lm_head.decoder", "decoder_bias": "lm_head.bias",
+                "dense": "classifier.dense", "classifier": "classifier.out_proj"},
     "distilbert": {"transform": "vocab_transform", "transform_norm": "vocab_layer_norm",
-                   "decoder": "vocab_projector", "decoder_bias": "vocab_projector.bias"},
+                   "decoder": "vocab_projector", "decoder_bias": "vocab_projector.bias",
+                   "dense": "pre_classifier", "classifier": "classifier"},
 }
 _DISTILBERT_FIELDS = {"hidden_size": "dim", "num_hidden_layers": "n_layers",
                       "num_attention_heads": "n_heads", "intermediate_size": "hidden_dim",
                       "hidden_act": "activation", "hidden_dropout_prob": "dropout",
                       "attention_probs_dropout_prob": "attention_dropout"}
+FILES = ("config.json", "pytorch_model.bin")
 _OURS_ONLY = ("next_sentence", "attn_implementation")
+_CLASSES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
+_BUFFERS = ("bert.embeddings.position_ids", "roberta.embeddings.position_ids")  # no weights
 
 
 def their_names(config: ModelConfig, name: str) -> tuple[str, ...]:
@@ -75,37 +83,49 @@ def their_names(config: ModelConfig, name: str) -> tuple[str, ...]:
     return tuple(f"{layer}.{one}.{kind}" for one in _LAYER[part][distilbert].split())
 
 
-def save_pretrained(model: MaskedLM, tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Write config.json, pytorch_model.bin and the tokenizer, for `transformers` to read."""
+def save_pretrained(model: nn.Module, tokenizer: Tokenizer, folder: str | Path,
+                    files: tuple[str, str] = FILES, **fields: Any) -> None:
+    """Write config.json, pytorch_model.bin and the tokenizer, for `transformers` to read.
+
+    model: a MaskedLM or, with `fields`, a classifier; they are what config.json says of its labels.
+    files: other names, for a model that `transformers` cannot compute.
+    """
     folder, config, weights = Path(folder), model.config, {}
     folder.mkdir(parents=True, exist_ok=True)
     for name, parameter in model.state_dict().items():
         theirs = their_names(config, name)
         for their_name, part in zip(theirs, parameter.cpu().chunk(len(theirs))):
             weights[their_name] = part.clone()
-    decoder = _HEADS[config.model_type]["decoder"]
-    weights[f"{decoder}.weight"] = model.encoder.embeddings.word.weight.detach().cpu().clone()
-    weights[f"{decoder}.bias"] = model.decoder_bias.detach().cpu().clone()
-    torch.save(weights, folder / "pytorch_model.bin")
+    head = "PreTraining" if config.next_sentence else "MaskedLM"
+    if fields:
+        head = "SequenceClassification"
+    else:
+        decoder = _HEADS[config.model_type]["decoder"]
+        weights[f"{decoder}.weight"] = model.encoder.embeddings.word.weight.detach().cpu().clone()
+        weights[f"{decoder}.bias"] = model.decoder_bias.detach().cpu().clone()
+    torch.save(weights, folder / files[1])
 
-    fields = {name: value for name, value in dataclasses.asdict(config).items()
-              if name not in _OURS_ONLY}
-    architecture = "BertForPreTraining" if config.next_sentence else {
-        "bert": "BertForMaskedLM", "roberta": "RobertaForMaskedLM",
-        "distilbert": "DistilBertForMaskedLM"}[config.model_type]
     special = special_ids(tokenizer)
-    fields |= {"architectures": [architecture], "tie_word_embeddings": True,
+    fields = {name: value for name, value in dataclasses.asdict(config).items()
+              if name not in _OURS_ONLY} | fields
+    fields |= {"architectures": [f"{_CLASSES[config.model_type]}For{head}"],
+               "tie_word_embeddings": True,
                "bos_token_id": special.cls, "eos_token_id": special.sep}
     if config.model_type == "distilbert":
         fields = {_DISTILBERT_FIELDS.get(name, name): value for name, value in fields.items()}
         fields |= {"tie_weights_": True, "sinusoidal_pos_embds": False}
-    write_json(folder / "config.json", fields)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / files[0], fields)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     names = {f"{role}_token": tokenizer.id_to_token(id) for role, id in special._asdict().items()}
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * (config.type_vocab_size == 2)
     write_json(folder / "tokenizer_config.json",
-                {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs,
-                 "model_max_length": config.max_length, **names})
+               {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs,
+                "model_max_length": cut_at(tokenizer, config), **names})
+
+
+def cut_at(tokenizer: Tokenizer, config: ModelConfig) -> int:
+    """The length to which a tokenizer cuts texts, or else the longest that a model can read."""
+    return (tokenizer.truncation or {}).get("max_length", config.max_length)
 
 
 def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
@@ -114,82 +134,97 @@ def load_pretrained(folder: str | Path) -> tuple[MaskedLM, Tokenizer]:
     Nothing that a file holds is executed. Raises UserError when a file is missing or broken, or
     when a weight is missing, unknown or of another shape.
     """
-    folder = Path(folder)
+    folder, no_words = Path(folder), ("which has no head for words; name a masked language model, "
+                                      "such as the run that it was made from")
     if (folder / "classifier.pt").exists():
-        raise UserError(f"{folder} holds a fine-tuned classifier, which has no head for words; "
-                        "name the run that it was made from")
-    theirs = _read_weights(folder)
-    config = _read_config(folder, "cls.seq_relationship.weight" in theirs)
-    model = build_on_meta(lambda: MaskedLM(config), config, theirs, folder)
-    decoder = _HEADS[config.model_type]["decoder"]
-    ignored = {f"{decoder}.weight", f"{decoder}.bias", "bert.embeddings.position_ids",
-               "roberta.embeddings.position_ids", "bert.pooler.dense.weight",
-               "bert.pooler.dense.bias", "roberta.pooler.dense.weight", "roberta.pooler.dense.bias"}
+        raise UserError(f"{folder} holds a fine-tuned classifier, {no_words}")
+    fields, config, theirs = read_folder(folder)
+    if their_names(config, "transform.weight")[0] not in theirs:
+        kind = str(fields.get("architectures", "another model")).strip("[]'")
+        raise UserError(f"{folder} holds {kind}, {no_words}")
+    decoder, family = _HEADS[config.model_type]["decoder"], config.model_type
+    poolers = [f"{family}.pooler.dense.{kind}" for kind in ("weight", "bias")]
+    model, tokenizer = fill(lambda: MaskedLM(config), config, theirs, folder,
+                            {f"{decoder}.weight", f"{decoder}.bias", *poolers})
+    words = theirs.get(f"{decoder}.weight")
+    if words is not None and not torch.equal(words, model.encoder.embeddings.word.weight):
+        raise UserError(f"{folder}: {decoder}.weight is not the word embeddings; use a model whose "
+                        "decoder is tied to them")
+    return model, tokenizer
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """A hash of a model's weights, by which they are known wherever and however they are stored."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode() + weight.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def fill(make: Callable[[], nn.Module], config: ModelConfig, theirs: dict[str, Tensor],
+         folder: Path, ignored: set[str]) -> tuple[nn.Module, Tokenizer]:
+    """Return the model that `make` builds, with a folder's weights, and the folder's tokenizer.
+
+    theirs: the weights by the names of `transformers`; what is used is taken out. ignored: names
+    that need no place in the model. Raises UserError when weights, tokenizer and config.json do not
+    fit together.
+    """
+    if config.num_hidden_layers > len(theirs):
+        raise UserError(f"{folder} lacks weights: {config.num_hidden_layers} layers are more than "
+                        f"its {len(theirs)} tensors; make or copy it again")
+    try:
+        with torch.device("meta"):  # no memory is taken yet, so a stranger's sizes cannot fill it
+            model = make()
+    except RuntimeError as error:  # sizes that no tensor can have
+        raise UserError(f"{folder} asks for an impossible model ({error}); copy it again") from None
     ours = {}
     for name, expected in model.state_dict().items():
         names = their_names(config, name)
         if missing := [one for one in names if one not in theirs]:
-            raise UserError(f"{folder} lacks the weight {missing[0]}; copy the folder again")
+            raise UserError(f"{folder} lacks the weight {missing[0]}; make or copy it again")
         ours[name] = torch.cat([theirs.pop(one) for one in names])
         if ours[name].shape != expected.shape:
-            raise UserError(f"{folder}: {names[0]} does not have the shape that config.json gives; "
-                            "copy the folder again")
-    if unknown := sorted(set(theirs) - ignored):
+            raise UserError(f"{folder}: {names[0]} does not have the shape that its settings give; "
+                            "make or copy it again")
+    if unknown := sorted(set(theirs) - ignored - {*_BUFFERS}):
         raise UserError(f"{folder} holds the weight {unknown[0]}, which this model has no place "
-                        "for; use a masked language model of BERT, RoBERTa or DistilBERT")
-    words = theirs.get(f"{decoder}.weight")
-    if words is not None and not torch.equal(words, ours["encoder.embeddings.word.weight"]):
-        raise UserError(f"{folder}: {decoder}.weight is not the word embeddings; use a model whose "
-                        "decoder is tied to them")
+                        "for; use a model of BERT, RoBERTa or DistilBERT")
     model.load_state_dict(ours, assign=True)
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise UserError(f"{folder}: the tokenizer knows {tokenizer.get_vocab_size()} tokens, the "
                         f"model {config.vocab_size}; they do not belong together")
+    if special_ids(tokenizer).pad != config.pad_token_id:
+        raise UserError(f"{folder}: padding is token {special_ids(tokenizer).pad} to the tokenizer "
+                        f"and {config.pad_token_id} to the model; they do not belong together")
     return model, tokenizer
 
 
-def build_on_meta(make: Callable[[], nn.Module], config: ModelConfig,
-                  weights: dict[str, Tensor], folder: str | Path) -> nn.Module:
-    """Build a model on torch's `meta` device, where weights take no memory, to be filled later.
+def read_folder(folder: Path, files: tuple[str, str] = FILES
+                ) -> tuple[dict[str, Any], ModelConfig, dict[str, Tensor]]:
+    """What config.json says, what we make of it, and the weights by the names of `transformers`.
 
-    So a stranger's config cannot fill the memory. make: builds the model. Raises UserError when
-    the config asks for more layers than there are weights, or for sizes that no tensor can have.
+    Raises UserError when a file is missing or broken, or when the model is none of ours.
     """
-    if config.num_hidden_layers > len(weights):
-        raise UserError(f"{folder} lacks weights: {config.num_hidden_layers} layers are more than "
-                        f"its {len(weights)} tensors; copy the folder again")
-    try:
-        with torch.device("meta"):
-            return make()
-    except RuntimeError as error:
-        raise UserError(f"{folder} asks for an impossible model ({error}); copy it again") from None
-
-
-def _read_config(folder: Path, next_sentence: bool) -> ModelConfig:
-    try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if fields.get("model_type") == "distilbert":
-            ours = {theirs: name for name, theirs in _DISTILBERT_FIELDS.items()}
-            fields = {ours.get(name, name): value for name, value in fields.items()}
-            fields |= {"type_vocab_size": 0, "layer_norm_eps": 1e-12}  # fixed in DistilBERT
-        known = {item.name for item in dataclasses.fields(ModelConfig)} - set(_OURS_ONLY)
-        return ModelConfig(next_sentence=next_sentence,
-                           **{name: fields[name] for name in known if name in fields})
-    except FileNotFoundError:
-        raise UserError(f"{folder}/config.json is missing; name the folder of a finished run or "
-                        "of a Hugging Face model") from None
-    except (ValueError, AttributeError, TypeError, UserError) as error:
-        raise UserError(f"{folder}/config.json cannot be used ({error}); copy it again") from None
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    safe, plain = folder / "model.safetensors", folder / "pytorch_model.bin"
+    safe, plain = folder / "model.safetensors", folder / files[1]
     weights = read_tensors(safe if safe.exists() and not plain.exists() else plain)
     # The first BERT checkpoints say gamma and beta in their LayerNorms.
     for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
         weights = {name.replace(old, new): tensor for name, tensor in weights.items()}
-    return weights
+    fields = read_json(folder / files[0], "is missing; name the folder of a finished run or "
+                       "of a Hugging Face model")
+    known = fields
+    if fields.get("model_type") == "distilbert":
+        ours = {theirs: name for name, theirs in _DISTILBERT_FIELDS.items()}
+        known = {ours.get(name, name): value for name, value in fields.items()}
+        known |= {"type_vocab_size": 0, "layer_norm_eps": 1e-12}  # fixed in DistilBERT
+    names = {item.name for item in dataclasses.fields(ModelConfig)} - set(_OURS_ONLY)
+    try:
+        return fields, ModelConfig(next_sentence="cls.seq_relationship.weight" in weights,
+                                   **{name: known[name] for name in names & set(known)}), weights
+    except UserError as error:
+        raise UserError(f"{folder}/{files[0]} asks for a model that is not supported ({error}); "
+                        "use another one") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

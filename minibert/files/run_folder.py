@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # The code that decides what a run becomes; what only reads finished runs is left out.
 CODE_OF_A_RUN = ("*.py", "minibert/*.py", "minibert/files/*.py", "minibert/tasks/*.py")
 NOT_COMPARED = ("out", "device")  # settings that may change while a run is stopped
+# All that a run's folder can hold if the run is killed before its run.json is whole.
+WRITTEN_FIRST = {".lock", "run.json.part"}
 
 
 def finished(run: RunConfig, metadata: dict[str, Any]) -> bool:
@@ -45,18 +47,16 @@ def finished(run: RunConfig, metadata: dict[str, Any]) -> bool:
 def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
     """Make the run's folder and its run.json, or check that an existing one is of the same run.
 
-    Returns an open, locked file; while it is open no other process can train there. Raises
-    UserError when another process does, or when the folder holds something else.
+    Returns an open, locked file; while it is open no other process can train there. Ends the
+    program when another process has finished this run in the meantime. Raises UserError when one
+    is still training there, or when the folder holds something else.
     """
     out = Path(run.out)
-    if (out / "run.json").exists():
-        _check_same_run(run, metadata)
-        warn_of_other_code([out])
-    else:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists and is not a run's folder; name another with --out")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "run.json", {"settings": dataclasses.asdict(run), **metadata, **machine()})
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    ours = "run.json" in names or names <= WRITTEN_FIRST
+    if not ours or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out} exists and is not a run's folder; name another with --out")
+    out.mkdir(parents=True, exist_ok=True)
     lock = open(out / ".lock", "w")  # only opened here: closing it would release the lock
     try:
         if fcntl:
@@ -65,6 +65,16 @@ def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
     except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that is held
         raise UserError(f"another process is training in {out}; wait for it, or name another "
                         "folder with --out") from None
+    if finished(run, metadata):  # which nobody can change any more, now that we have the lock
+        sys.exit()
+    if (out / "run.json").exists():
+        _check_same_run(run, metadata)
+        warn_of_other_code([out])
+        if (out / "pytorch_model.bin").exists() and not (out / "checkpoint.pt").exists():
+            print(f"{out}: a model is there, but neither its metrics.json nor a checkpoint; it is "
+                  "trained again from the start", flush=True)
+    else:
+        write_json(out / "run.json", {"settings": dataclasses.asdict(run), **metadata, **machine()})
     return lock
 
 
@@ -72,12 +82,17 @@ def _check_same_run(run: RunConfig, metadata: dict[str, Any]) -> None:
     """Raise UserError at the first setting in which the folder's run differs from this one."""
     there = read_json(Path(run.out) / "run.json", "is missing; delete its folder and run again")
     here = json.loads(json.dumps({"settings": dataclasses.asdict(run), **metadata}))
+    passed_over = {*NOT_COMPARED}
+    if "teacher_weights" in there:
+        passed_over.add("teacher")  # its weights are known, so that it may lie elsewhere
+    elif (Path(run.out) / "metrics.json").exists():
+        passed_over.add("teacher_weights")  # an earlier version's student knows the path alone
     for group, values in here.items():
         before = there.get(group)
         if not isinstance(values, dict) or not isinstance(before, dict):
             before, values = {group: before}, {group: values}
         for name, value in values.items():
-            if name not in NOT_COMPARED and before.get(name) != value:
+            if name not in passed_over and before.get(name) != value:
                 raise UserError(f"{run.out} holds a run with {name} {before.get(name)!r}, not "
                                 f"{value!r}; give it the same settings or another --out")
 
@@ -95,7 +110,7 @@ def code() -> str:
 
 def warn_of_other_code(folders: list[Path]) -> None:
     """Print how many of these runs were made by code that has changed since."""
-    made = [json.loads((folder / "run.json").read_text(encoding="utf-8")).get("code")
+    made = [read_json(folder / "run.json", "is missing; run again").get("code")
             for folder in folders]
     if others := sum(one not in (None, code()) for one in made):
         print(f"note: {others} of {len(folders)} runs ({folders[0]}) were made by code that has "
@@ -120,11 +135,14 @@ def machine() -> dict[str, Any]:
 def read_json(path: Path, otherwise: str) -> dict[str, Any]:
     """Read a JSON file. Raises UserError; of a missing file its message ends with `otherwise`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} {otherwise}") from None
     except ValueError as error:
-        raise UserError(f"{path} is broken ({error}); delete its folder and run again") from None
+        raise UserError(f"{path} is broken ({error}); make its folder again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no names with values; make its folder again")
+    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -133,15 +151,36 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write metrics.json, which marks a folder as finished, after all else in it is on the disk."""
+    sync(*folder.rglob("*"), folder)
+    write_json(folder / "metrics.json", metrics)
+
+
+def sync(*paths: Path) -> None:
+    """Wait until files' contents and folders' lists of names are on the disk.
+
+    The system keeps what is written in memory for a while, and a power cut would lose it.
+    """
+    for path in paths:
+        if path.is_file() or (fcntl and path.is_dir()):  # Windows does not open folders
+            number = os.open(path, os.O_RDONLY)
+            os.fsync(number)
+            os.close(number)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file next to `path` to write to; it replaces `path` when it is whole and on the disk."""
+    """A file next to `path` to write to; it replaces `path` when it is whole and on the disk.
+
+    Afterwards that is on the disk, too: whatever it stands in for may then be deleted.
+    """
     temporary = path.with_name(path.name + ".part")
     try:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     except RuntimeError as error:  # torch's writer hides the file system's own error
         raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     finally:

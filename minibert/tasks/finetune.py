@@ -1,11 +1,11 @@
 """Fine-tuning on a task of single texts or pairs (Devlin et al. 2018, sections 4.1 and A.3).
 
-All families follow one rule: a new head on the mean of the last hidden states, every weight
-trained. So none has the advantage of a [CLS] that its pretraining had taught to sum up.
-B batch, S sequence, H hidden, C classes (1 where the task's labels are values).
+By default all families follow one rule: a new head on the mean of the last hidden states, every
+weight trained. So none has the advantage of a [CLS] that its pretraining had taught to sum up. With
+`--pooling cls` each family has its own head.
+C classes (1 where the task's labels are values).
 """
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,43 +14,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from minibert.config import FinetuneConfig, ModelConfig, RunConfig, pick_device
+from minibert.config import FinetuneConfig, RunConfig, pick_device
 from minibert.errors import UserError
-from minibert.files.hub import build_on_meta, load_pretrained, read_tensors
-from minibert.files.run_folder import write_json
+from minibert.files.hub import load_pretrained
+from minibert.files.run_folder import write_metrics
 from minibert.losses import soft_target_loss
 from minibert.masking import hash_bits
-from minibert.model import Encoder, initialize
+from minibert.tasks.classifier import SequenceClassifier, load_classifier, save_classifier
 from minibert.tasks.tasks import TASKS, ChoiceData, TaskData, load_task
 from minibert.tasks.zero_shot import zero_shot
-from minibert.tokenizer import load_tokenizer, special_ids
+from minibert.tokenizer import special_ids
 from minibert.training import clipped_step, learning_rate, optimizer_groups
-
-
-class SequenceClassifier(nn.Module):
-    """An encoder and a new head: the mean over the tokens, dense, tanh, dropout, linear."""
-
-    def __init__(self, config: ModelConfig, classes: int, seed: int = 0):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(0.1)
-        self.classifier = nn.Linear(config.hidden_size, classes)
-        initialize(self, config.initializer_range, seed)
-
-    def forward(self, input_ids: Tensor, *, attention_mask: Tensor,
-                token_type_ids: Tensor | None = None) -> Tensor:
-        """Logits (B, C). input_ids, token_type_ids: (B, S) int64. attention_mask: (B, S), 1/0."""
-        hidden = self.encoder(input_ids, attention_mask=attention_mask,
-                              token_type_ids=token_type_ids)  # (B, S, H)
-        # Departure: BERT classifies [CLS], which RoBERTa's pretraining gives nothing to sum up.
-        weight = (attention_mask / attention_mask.sum(1, keepdim=True)).to(hidden.dtype)
-        mean = (hidden * weight[:, :, None]).sum(1)  # (B, H)
-        return self.classifier(self.dropout(torch.tanh(self.dense(self.dropout(mean)))))
 
 
 def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> dict:
@@ -86,8 +63,10 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
                                        .argmax(1).numpy())
 
     def learn(soft: Tensor | None, seed: int) -> SequenceClassifier:
-        model = SequenceClassifier(config, len(data.classes) or 1, seed)
+        model = SequenceClassifier(config, len(data.classes) or 1, seed, tune.pooling)
         model.encoder.load_state_dict(pretrained.encoder.state_dict())
+        if tune.pooling == "cls" and pretrained.config.next_sentence:  # which taught the pooler
+            model.dense.load_state_dict(pretrained.pooler.state_dict())
         return train(model.to(device), encode, data, soft, dataclasses.replace(tune, seed=seed))
 
     def judge(model: SequenceClassifier) -> tuple[Tensor, np.ndarray]:
@@ -107,14 +86,9 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
                "run": run, "settings": dataclasses.asdict(tune)}
     if data.classes:
         metrics["accuracy"] = float((guesses == data.dev_labels).mean())
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(out / "tokenizer.json"))
-    torch.save(model.cpu().state_dict(), out / "classifier.pt")
-    write_json(out / "classifier.json", {
-        "classes": data.classes, "texts": len(data.texts[0]), "max_length": tune.max_length,
-        "model": dataclasses.asdict(config)})
+    save_classifier(model.cpu(), tokenizer, out, data.classes, len(data.texts[0]))
     _write_predictions(out / "predictions.tsv", data, guesses, logits.softmax(-1).tolist())
-    write_json(out / "metrics.json", metrics)
+    write_metrics(out, metrics)
     return metrics
 
 
@@ -174,6 +148,7 @@ def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Ten
     epochs = tune.epochs or TASKS[tune.task].epochs
     steps = epochs * -(-len(labels) // tune.batch_size)
     schedule = RunConfig(out=tune.out, steps=steps, learning_rate=peak, warmup=tune.warmup)
+    # Departure: Adam's epsilon is torch's 1e-8; BERT's is 1e-6 in fine-tuning, too.
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=0.0)
     model.train()
     step = 0
@@ -200,6 +175,9 @@ def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Ten
 def encoder_of(tokenizer: Tokenizer, max_length: int, device: str) -> Callable:
     """From rows of one or two texts to padded inputs of a model, each cut to max_length."""
     pad = special_ids(tokenizer).pad
+    tokenizer.encode_special_tokens = True  # a text's "[SEP]" is text, as in pretraining
+    # Departure: the longer text of a pair is cut at its end until both fit, as by BERT; but where
+    # they share an odd number of tokens, the second keeps one more, and BERT's first does.
     tokenizer.enable_truncation(max_length)
     tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
 
@@ -220,34 +198,6 @@ def predict(model: SequenceClassifier, encode: Callable, rows: list[tuple[str, .
     return torch.cat(found)
 
 
-def load_classifier(folder: str) -> tuple[SequenceClassifier, Tokenizer, dict]:
-    """The model, its tokenizer and what classifier.json says, from a folder that finetune made.
-
-    Raises UserError when a file is missing, broken or does not fit the others.
-    """
-    path = Path(folder)
-    try:
-        metadata = json.loads((path / "classifier.json").read_text(encoding="utf-8"))
-        config = ModelConfig(**metadata["model"])
-        classes = [str(name) for name in metadata["classes"]]
-        metadata |= {name: int(metadata[name]) for name in ("texts", "max_length")}
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no classifier; make one with python -m minibert finetune") \
-            from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, UserError) as error:
-        raise UserError(f"{path}/classifier.json cannot be used ({error}); fine-tune again") \
-            from None
-    weights = read_tensors(path / "classifier.pt")
-    model = build_on_meta(lambda: SequenceClassifier(config, len(classes) or 1), config, weights,
-                          folder)
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{path}/classifier.pt does not fit classifier.json "
-                        f"({str(error).splitlines()[-1].strip()}); fine-tune again") from None
-    return model, load_tokenizer(path / "tokenizer.json"), metadata
-
-
 def classify(folder: str, texts: list[tuple[str, ...]]) -> str:
     """The whole distribution over a fine-tuned model's classes for each row of texts, as bars.
 
@@ -258,8 +208,8 @@ def classify(folder: str, texts: list[tuple[str, ...]]) -> str:
     model, tokenizer, metadata = load_classifier(folder)
     count, classes = metadata["texts"], metadata["classes"]
     for row in texts:
-        if len(row) != count:
-            raise UserError(f"{folder} judges {count} text{'s' * (count > 1)} at a "
+        if len(row) not in ((count,) if count else (1, 2)):
+            raise UserError(f"{folder} judges {count or '1 or 2'} text{'s' * (count != 1)} at a "
                             f"time, not {len(row)}; give a pair as two arguments, or as a line "
                             "with a tab between them")
     encode = encoder_of(tokenizer, min(metadata["max_length"], model.config.max_length), "cpu")

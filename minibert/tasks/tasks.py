@@ -162,6 +162,11 @@ def load_task(name: str, task_dir: str, rows: int = 0) -> TaskData:
         return TaskData(name, [], texts, _values(folder / "train.tsv", labels), dev_texts,
                         _values(folder / "dev.tsv", dev_labels))
     classes = sorted(set(labels))
+    numbers = all(re.fullmatch(r"[-+]?\d*\.?\d+", name) for name in classes)
+    if numbers and (values := [name for name in classes if float(name) % 1]):
+        raise UserError(f"{folder}/train.tsv has labels such as {values[0]}, which are values and "
+                        "no classes; name the classes in words, or use --task stsb, which learns "
+                        f"values, with its columns {', '.join(TASKS['stsb'].texts)} and score")
     if unseen := sorted(set(dev_labels) - set(classes)):
         raise UserError(f"{folder}/dev.tsv has the label {unseen[0]!r}, which "
                         f"train.tsv {f'lacks in its first {rows} rows' if rows else 'lacks'}; "
@@ -227,8 +232,9 @@ def read_task(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[str]]
         if len(row) != len(rows[0]):  # a stray tab would put a word where the label should be
             raise UserError(f"{path}: line {number} has {len(row)} columns, the first "
                             f"{len(rows[0])}; separate them by single tabs")
-        if not row[columns[-1]].strip():
-            raise UserError(f"{path}: line {number} has no label; give it one")
+        if empty := [name for name, column in zip(wanted, columns) if not row[column].strip()]:
+            raise UserError(f"{path}: line {number} has nothing in the column {empty[0]!r}; fill "
+                            "it, or remove the line")
     cells = [[row[column] for column in columns] for row in rows[task.header:]]
     return [tuple(row[:-1]) for row in cells], [row[-1] for row in cells]
 

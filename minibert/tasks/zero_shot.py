@@ -26,6 +26,7 @@ def zero_shot(run: str, data: ChoiceData, device: str = "auto") -> dict:
     model, tokenizer = load_pretrained(run)
     model.to(pick_device(device)).eval()
     tokenizer.enable_truncation(model.config.max_length)
+    tokenizer.encode_special_tokens = True  # a task's "[MASK]" is text, as in pretraining
     won = 0.0
     for first in range(0, len(data.choices), BATCH):
         choices = data.choices[first:first + BATCH]
@@ -40,7 +41,9 @@ def zero_shot(run: str, data: ChoiceData, device: str = "auto") -> dict:
 def scored_positions(words: list[str], scored: slice, tokenizer: Tokenizer
                      ) -> tuple[list[int], list[int]]:
     """Return a text's token ids, special tokens included, and the positions of its scored words."""
-    encoded = tokenizer.encode(words, is_pretokenized=True)
+    # To byte-level BPE the space before a word is a part of it.
+    spaced = [*words[:1], *(f" {word}" for word in words[1:])]
+    encoded = tokenizer.encode(spaced, is_pretokenized=True)
     wanted = range(len(words))[scored]
     return encoded.ids, [i for i, word in enumerate(encoded.word_ids) if word in wanted]
 

@@ -25,16 +25,18 @@ def fill_mask(folders: list[str], text: str, top: int = 5, names: list[str] | No
     names = names or [Path(folder).name for folder in folders]
     lines = [text]
     for blank, (first, tokens) in enumerate(guesses[0]):
-        words = [tokens[id] for id in first.topk(min(top, len(first))).indices.tolist()]
-        width = max(map(len, words))
+        ids = first.topk(min(top, len(first))).indices.tolist()
+        width = max(len(tokens[id]) for id in ids)
         heads = "  ".join(name.ljust(BAR + 7) for name in names)
         lines += ["", f"{' ' * width}  {heads}".rstrip()]
-        for word in words:
-            cells = []
+        for id in ids:
+            word, cells = tokens[id], []
             for guess in guesses:
                 probabilities, their_tokens = guess[blank]
                 if word in their_tokens:
-                    share = probabilities[their_tokens.index(word)].item()
+                    # In one vocabulary the number tells: a byte may look like another as a word.
+                    its = id if their_tokens == tokens else their_tokens.index(word)
+                    share = probabilities[its].item()
                     cells.append(f"{'#' * round(BAR * share):{BAR}} {share:6.1%}")
                 else:
                     cells.append("not in its vocabulary".ljust(BAR + 7))
