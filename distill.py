@@ -57,11 +57,9 @@ def main() -> None:
         num_predictions = (labels != IGNORE).sum()
         num_distilled = batch.attention_mask.sum() if all_positions else num_predictions
         for micro_batch in training.micro_batches(batch):
+            read_positions, valid = micro_batch.masked_positions, micro_batch.labels != IGNORE
             if all_positions:
                 read_positions, valid = None, micro_batch.attention_mask.bool()
-            else:
-                read_positions = micro_batch.masked_positions
-                valid = micro_batch.labels != IGNORE
             with training.autocast():
                 output = training.model(micro_batch.input_ids,
                                         attention_mask=micro_batch.attention_mask,

@@ -129,9 +129,7 @@ def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, dupe: 
             while stop < end and length < target:
                 length += bounds[stop][1] - bounds[stop][0]
                 stop += 1
-            a_end = start + 1
-            if stop - start > 1:
-                a_end = start + draw.randint(1, stop - start - 1)
+            a_end = start + (draw.randint(1, stop - start - 1) if stop - start > 1 else 1)
             a = bounds[start][0], bounds[a_end - 1][1]
             is_random = stop - start == 1 or draw.random() < 0.5
             if is_random:
@@ -207,8 +205,7 @@ def full_sentences(corpus: TokenizedCorpus, max_tokens: int, *, cross_documents:
                 block_start += max_tokens
             block_end = stop
     blocks.append((block_start, block_end))
-    spans = np.zeros((len(blocks), 5), dtype=np.int64)
-    spans[:, :2] = blocks
+    spans = np.pad(np.array(blocks, dtype=np.int64), ((0, 0), (0, 3)))  # with an empty B
     return spans[spans[:, 1] > spans[:, 0]]  # some blocks were closed before they held anything
 
 

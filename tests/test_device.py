@@ -1,0 +1,64 @@
+"""What a GPU would see of the recipes, on a device that counts: whether a step waits for it."""
+import importlib
+import sys
+
+import pytest
+from conftest import BUDGET, ROOT, TOY
+from device import Device
+
+import minibert.training as training_module
+
+FAST = [*BUDGET, "--steps", "4", "--log-every", "100", "--eval-every", "100", "--tasks", "none"]
+
+
+def run_here(patch, script, *flags):
+    patch.syspath_prepend(str(ROOT))
+    patch.setattr(sys, "argv", [f"{script}.py", *map(str, flags)])
+    importlib.import_module(script).main()
+
+
+@pytest.fixture(scope="module")
+def flags_of(toy_text, tmp_path_factory):
+    """The flags of a short run by a script, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("device")
+    with pytest.MonkeyPatch.context() as patch:
+        run_here(patch, "train_bert", *FAST, *TOY, "--corpus", toy_text, "--out", folder / "bert")
+
+    def flags(script):
+        shape = ["--teacher", folder / "bert"] if script == "distill" else TOY
+        out = folder / str(len([*folder.iterdir()]))
+        return [*FAST, *shape, "--corpus", toy_text, "--out", out]
+    return flags
+
+
+@pytest.fixture
+def counted(monkeypatch, flags_of):
+    """Run a script on a device that counts: what it counted in each step but the first, which shows
+    examples and makes tables, and the last, which is logged."""
+    def run(name, script, *flags):
+        steps, after_step = [], training_module.Training._after_step
+
+        def note(training):
+            after_step(training)
+            steps.append(vars(device).copy())
+            device.forget()
+
+        monkeypatch.setattr(training_module, "pick_device", lambda _: name)
+        monkeypatch.setattr(training_module.Training, "_after_step", note)
+        with Device(name) as device:
+            run_here(monkeypatch, script, *flags_of(script), *flags)
+        return steps[1:-1]
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+@pytest.mark.parametrize("script, parts, flags", [
+    ("train_bert", 1, []), ("train_bert", 2, []), ("train_roberta", 1, []),
+    ("train_roberta", 2, ["--whole-word-masking"]), ("distill", 1, []),
+    ("distill", 2, ["--distill-positions", "all"])])
+def test_a_step_waits_for_nothing(script, parts, flags, counted):
+    """Catches a number that is read, or a list that is copied to the device, in each step: a GPU
+    would stand still until the next one is launched."""
+    steps = counted("cuda", script, *flags, "--gradient-accumulation-steps", parts)
+    assert len(steps) == 2 and all(step["kernels"] > 100 for step in steps)
+    assert not any(step["waits"] for step in steps), [step["waits"] for step in steps]
