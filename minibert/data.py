@@ -279,12 +279,15 @@ class Batches:
 
     def _start_epoch(self, epoch: int) -> None:
         run = self.run
-        spans = make_sequences(self.corpus, run.input_format, run.seq_length, seed=run.seed,
-                               dupe=self.dupe(epoch), short_seq_prob=run.short_seq_prob)
-        if len(spans) < run.batch_size:
-            raise UserError(f"the text gives {len(spans)} sequences, fewer than one batch of "
-                            f"{run.batch_size}; use more text or a smaller --batch-size")
-        self.spans = torch.from_numpy(spans).to(self.device)
-        sequence_ids = torch.arange(len(spans), device=self.device)
+        # Pairs are drawn anew, but blocks of sentences are the same in every epoch: they are kept,
+        # because a GPU would stand still while they are made.
+        if epoch == 0 or run.input_format == "segment-pair":
+            spans = make_sequences(self.corpus, run.input_format, run.seq_length, seed=run.seed,
+                                   dupe=self.dupe(epoch), short_seq_prob=run.short_seq_prob)
+            if len(spans) < run.batch_size:
+                raise UserError(f"the text gives {len(spans)} sequences, fewer than one batch of "
+                                f"{run.batch_size}; use more text or a smaller --batch-size")
+            self.spans = torch.from_numpy(spans).to(self.device)
+        sequence_ids = torch.arange(len(self.spans), device=self.device)
         self.order = hash_bits(run.seed, "order", epoch, sequence_ids).argsort(stable=True)
         self.started_epoch = epoch
