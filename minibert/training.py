@@ -132,8 +132,10 @@ class Training:
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
         self.window: list[dict[str, Tensor]] = []  # the steps since the log's last line
         self.terms: dict[str, Tensor] = {}  # the losses of the current step
+        # Whole words are chosen one by one. A GPU would take thousands of tiny steps for that, so the
+        # CPU chooses them; as nothing waits for the GPU, it is still busy with the step before.
         self.batches = Batches(training_part(corpus, run), run, special_ids(tokenizer),
-                               self.device, masker.dupe)
+                               "cpu" if run.whole_word_masking else self.device, masker.dupe)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
                           for kind in ("full-sentences", "segment-pair")}
         # Departure: torch's AdamW corrects the bias of Adam's first steps; BERT's own does not.
@@ -162,10 +164,19 @@ class Training:
                 self.seconds = time.monotonic() - start
                 self._after_step()
 
-    def show_examples(self, batch: Batch) -> None:
-        """Print the first three sequences of a new run; <word> is what a masked token was."""
-        if self.step or self.rank:
-            return
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch on the device that trains; the first one of a run is also shown."""
+        if not self.step and not self.rank:
+            self._show_examples(batch)
+        if self.batches.device == self.device:
+            return batch
+        # Only from memory that is pinned, that is, never moved, a copy does not hold up the CPU.
+        pin = torch.Tensor.pin_memory if self.device == "cuda" else lambda value: value
+        return Batch._make(pin(value).to(self.device, non_blocking=True)
+                           if isinstance(value, Tensor) else value for value in batch)
+
+    def _show_examples(self, batch: Batch) -> None:
+        """Print three sequences; <word> is what a masked token was."""
         for ids, where, words in zip(batch.input_ids[:3].tolist(), batch.masked_positions.tolist(),
                                      batch.labels.tolist()):
             tokens = [self.tokenizer.id_to_token(id) for id in ids]

@@ -62,3 +62,11 @@ def test_a_step_waits_for_nothing(script, parts, flags, counted):
     steps = counted("cuda", script, *flags, "--gradient-accumulation-steps", parts)
     assert len(steps) == 2 and all(step["kernels"] > 100 for step in steps)
     assert not any(step["waits"] for step in steps), [step["waits"] for step in steps]
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_whole_words_are_chosen_on_the_cpu(counted):
+    """Catches masks of whole words that a GPU draws, by an operation for each position and more."""
+    plain, whole = (counted("cuda", "train_roberta", *flags)[0]["kernels"]
+                    for flags in ([], ["--whole-word-masking"]))
+    assert whole < plain
