@@ -132,8 +132,8 @@ class Training:
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
         self.window: list[dict[str, Tensor]] = []  # the steps since the log's last line
         self.terms: dict[str, Tensor] = {}  # the losses of the current step
-        # Whole words are chosen one by one. A GPU would take thousands of tiny steps for that, so the
-        # CPU chooses them; as nothing waits for the GPU, it is still busy with the step before.
+        # Whole words are chosen one by one. A GPU would need thousands of tiny operations for that,
+        # so the CPU chooses them, while the GPU, for which nobody waits, is still at the last step.
         self.batches = Batches(training_part(corpus, run), run, special_ids(tokenizer),
                                "cpu" if run.whole_word_masking else self.device, masker.dupe)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
@@ -153,15 +153,15 @@ class Training:
 
     def __iter__(self) -> Iterator[Batch]:
         """One batch for each optimizer step that is left."""
-        first, start = self.step, time.monotonic() - self.seconds
+        self.start = time.monotonic() - self.seconds
         plain = not sys.stderr.isatty() or bool(os.environ.get("MINIBERT_PLAIN")) or self.rank > 0
-        with tqdm(total=self.run.steps, initial=first, desc=self.out.name, disable=plain,
+        with tqdm(total=self.run.steps, initial=self.step, desc=self.out.name, disable=plain,
                   unit="step") as self.bar:
             while self.step < self.run.steps:
                 # Dropout takes no key, so torch's own generator is seeded again in each step.
                 torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step, self.rank))
                 yield next(self.batches)
-                self.seconds = time.monotonic() - start
+                self.seconds = time.monotonic() - self.start
                 self._after_step()
 
     def on_device(self, batch: Batch) -> Batch:
@@ -290,12 +290,10 @@ class Training:
         return bool(self.interrupted)
 
     def _log_window(self) -> None:
-        """Log the means of the steps since the last line. Only here the device is waited for."""
-        self._check_finite()
-        values = {name: torch.stack([terms[name] for terms in self.window]).double().tolist()
-                  for name in self.window[0]}
-        self.tokens += int(sum(values.pop("tokens")))
-        self.targets += int(sum(values.pop("targets")))
+        """Log the means of the steps since the last line."""
+        values = self._read_window()
+        self.tokens += sum(values.pop("tokens"))
+        self.targets += sum(values.pop("targets"))
         means = {name: sum(value) / len(value) for name, value in values.items()}
         self._log({"step": self.step, "epoch": self.batches.cursor[0], **means,
                    "learning_rate": learning_rate(self.step - 1, self.run), "tokens": self.tokens,
@@ -304,13 +302,25 @@ class Training:
                              tokens_per_s=f"{self.tokens / self.seconds:.0f}")
         self.window = []
 
-    def _check_finite(self) -> None:
-        """Raise UserError when a loss is NaN or infinite, before a checkpoint can hold it."""
-        for step, terms in enumerate(self.window, self.step - len(self.window) + 1):
-            if not torch.isfinite(terms["loss"]):
-                raise UserError(f"the loss of step {step} is {terms['loss'].item()}; {self.out} "
-                                "keeps its last good checkpoint: start again, in another folder, "
-                                "with a lower --learning-rate")
+    def _read_window(self) -> dict[str, list[Any]]:
+        """The losses and counts of the steps since the log's last line, by name.
+
+        A GPU lags behind Python, and only here it is waited for, so only then does the clock say
+        how long the steps took. Raises UserError when a loss or a gradient is NaN or infinite,
+        before a checkpoint can hold what it made of the weights.
+        """
+        names = self.window[0] if self.window else ()
+        values = {name: torch.stack([terms[name] for terms in self.window]).tolist()
+                  for name in names}
+        self.seconds = time.monotonic() - self.start
+        first = self.step - len(self.window) + 1
+        pairs = zip(values.get("loss", ()), values.get("grad_norm", ()))
+        for step, (loss, norm) in enumerate(pairs, first):
+            if not math.isfinite(loss + norm):
+                raise UserError(f"the loss of step {step} is {loss} and its gradient's norm {norm}; "
+                                f"{self.out} keeps its last good checkpoint: start again, in "
+                                "another folder, with a lower --learning-rate")
+        return values
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.rank:
@@ -319,7 +329,7 @@ class Training:
             log.write(json.dumps(line) + "\n")
 
     def _save_checkpoint(self) -> None:
-        self._check_finite()
+        self._read_window()
         if self.rank:
             return
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),

@@ -70,3 +70,23 @@ def test_whole_words_are_chosen_on_the_cpu(counted):
     plain, whole = (counted("cuda", "train_roberta", *flags)[0]["kernels"]
                     for flags in ([], ["--whole-word-masking"]))
     assert whole < plain
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_seconds_are_read_when_the_device_is_done(counted, monkeypatch):
+    """Catches a clock that is read before the GPU has caught up: tokens/s would be too many. Here
+    each wait takes a second, and nothing else takes any time."""
+    now, logged = [0.0], []
+    log_window = training_module.Training._log_window
+
+    def note(training):
+        before = now[0]
+        log_window(training)
+        logged.append((training.seconds, now[0] - training.start, now[0] - before))
+
+    monkeypatch.setattr(training_module.Training, "_log_window", note)
+    monkeypatch.setattr(training_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Device, "wait", lambda *_: now.append(now.pop() + 1))
+    counted("cuda", "train_roberta")
+    [(seconds, elapsed, waited)] = logged
+    assert seconds == elapsed and waited > 3

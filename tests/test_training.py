@@ -423,16 +423,22 @@ def teacher(toy_text, tmp_path_factory):
     return folder
 
 
-def test_loss_that_is_no_number(toy_text, tmp_path, run_script, monkeypatch):
-    """Catches a run that goes on with NaN, or saves it over its last good checkpoint."""
+@pytest.mark.parametrize("what", ["loss", "grad_norm"])
+def test_loss_that_is_no_number(what, toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a run that goes on with NaN, or saves it over its last good checkpoint; a finite loss
+    may have a gradient that is not."""
     true_loss, calls = training_module.Training.backward, []
 
     def broken(self, loss, **terms):
         calls.append(loss)
-        true_loss(self, loss * float("nan") if len(calls) == 7 else loss, **terms)
+        broken_now = len(calls) == 7
+        true_loss(self, loss * float("nan") if broken_now and what == "loss" else loss, **terms)
+        if broken_now:
+            self.module.decoder_bias.grad[3] = float("nan")
 
     monkeypatch.setattr(training_module.Training, "backward", broken)
-    with pytest.raises(UserError, match="loss of step 7 is nan"):
+    said = {"loss": "loss of step 7 is nan", "grad_norm": r"step 7 is \d.*norm nan"}[what]
+    with pytest.raises(UserError, match=said):
         run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 4
