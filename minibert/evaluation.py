@@ -81,7 +81,7 @@ def evaluate(model: MaskedLM, batch: Batch, batch_size: int = 256,
               "hash": digest.hexdigest()[:16]}
     if teacher is not None:
         result |= {"kl_to_teacher": kl / len(targets), "agreement": agreeing / len(targets)}
-    if nsp_guesses and batch.is_random_next.any():
+    if nsp_guesses and len(batch.is_random_next.unique()) == 2:  # there are pairs of both kinds
         result |= nsp_scores(model, batch, torch.cat(nsp_guesses), batch_size)
     model.train(was_training)
     return result
