@@ -70,7 +70,7 @@ def learning_rate(step: int, run: RunConfig) -> float:
     weights to where they do not recover from (Xiong et al. 2020, arXiv:2002.04745).
     Departure: google-research/bert decays from step 0, so that its rate drops when warm-up ends.
     """
-    warmup = max(1, round(run.warmup * run.steps))
+    warmup = max(1, round(run.warmup * run.steps)) if run.warmup else 0
     if step < warmup:
         return run.learning_rate * step / warmup
     return run.learning_rate * (run.steps - step) / (run.steps - warmup)
@@ -295,7 +295,7 @@ class Training:
         self.tokens += sum(values.pop("tokens"))
         self.targets += sum(values.pop("targets"))
         means = {name: sum(value) / len(value) for name, value in values.items()}
-        self._log({"step": self.step, "epoch": self.batches.cursor[0], **means,
+        self._log({"step": self.step, "epoch": self.batches.started_epoch, **means,
                    "learning_rate": learning_rate(self.step - 1, self.run), "tokens": self.tokens,
                    "targets": self.targets, "seconds": round(self.seconds, 2)})
         self.bar.set_postfix(loss=f"{means['loss']:.3f}",
@@ -327,6 +327,8 @@ class Training:
             return
         with open(self.out / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
+            log.flush()
+            os.fsync(log.fileno())  # a checkpoint that counts on this line comes later
 
     def _save_checkpoint(self) -> None:
         self._read_window()
@@ -339,7 +341,7 @@ class Training:
             torch.save(state, file)
 
     def _resume(self) -> None:
-        path, lines = self.out / "checkpoint.pt", []
+        path, log, kept = self.out / "checkpoint.pt", self.out / "log.jsonl", []
         if path.exists():
             try:
                 state = torch.load(path, map_location=self.device, weights_only=True)
@@ -354,9 +356,15 @@ class Training:
             if self.rank:
                 return
             print(f"{self.out}: continues at step {self.step} of {self.run.steps}", flush=True)
-            lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        # What was logged after the checkpoint will be logged again.
-        written = [line for line in lines
-                   if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        (self.out / "log.jsonl").write_text("".join(line + "\n" for line in written),
-                                            encoding="utf-8")
+            for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
+                with contextlib.suppress(ValueError):  # of a line that a kill cut short
+                    # What was logged after the checkpoint will be logged again.
+                    if json.loads(line)["step"] <= self.step:
+                        kept.append(line)
+            windows = math.ceil((self.step - len(self.window)) / self.run.log_every)
+            if len(kept) != windows + self.step // self.run.eval_every:
+                raise UserError(f"{log} has lost lines about the {self.step} steps that are done; "
+                                f"put it back, or delete {path} to start again")
+        if self.rank == 0:
+            with atomic_write(log) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

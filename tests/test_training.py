@@ -17,7 +17,7 @@ from minibert.config import ModelConfig, RunConfig
 from minibert.data import Batch, Batches
 from minibert.errors import UserError, run_cli
 from minibert.evaluation import evaluate, evaluation_set
-from minibert.files.corpus import prepare
+from minibert.files.corpus import prepare, training_part
 from minibert.files.hub import load_pretrained
 from minibert.files.run_folder import atomic_write
 from minibert.losses import mlm_loss
@@ -79,6 +79,14 @@ def test_trap_25_schedule():
     steps_up = [b - a for a, b in zip(rates[:10], rates[1:11])]
     steps_down = [a - b for a, b in zip(rates[10:], rates[11:])]
     assert max(steps_up) == pytest.approx(1e-4) and max(steps_down) == pytest.approx(1e-3 / 90)
+
+
+def test_trap_25_no_warmup_has_no_idle_step():
+    """Catches a first update at rate 0 where no warm-up was asked for; one that is asked for, but
+    rounds to nothing, still begins at 0."""
+    rates = [learning_rate(step, dataclasses.replace(RUN, warmup=0.0)) for step in range(101)]
+    assert rates[0] == RUN.learning_rate and rates[50] == RUN.learning_rate / 2 and rates[100] == 0
+    assert learning_rate(0, dataclasses.replace(RUN, steps=3)) == 0
 
 
 def test_trap_25_rate_moves_once_a_step(toy_text, tmp_path, run_script):
@@ -445,14 +453,72 @@ def test_loss_that_is_no_number(what, toy_text, tmp_path, run_script, monkeypatc
     assert all(torch.isfinite(weight).all() for weight in state["model"].values())
 
 
-def test_checkpoint_cut_short(toy_text, tmp_path, run_script, monkeypatch):
-    """Catches a traceback, or a silent new start, when a checkpoint is broken."""
+def test_log_tells_the_epoch_that_was_read(toy_text, tmp_path, run_script):
+    """Catches an epoch that counts as begun when the last one has just ended."""
+    run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run",
+               "--data-tokens", 250, "--log-every", 1)
+    run = RunConfig(**json.loads((tmp_path / "run" / "run.json").read_text())["settings"])
+    tokenizer, text, _, _ = prepare(run.corpus, run.tokenizer, 70)
+    batches = Batches(training_part(text, run), run, special_ids(tokenizer), "cpu", lambda _: 0)
+    epochs = [next(batches).epoch for _ in range(12)]
+    assert epochs[0] == 0 and epochs[-1] > 1
+    assert [line["epoch"] for line in log(tmp_path / "run") if "loss" in line] == epochs
+
+
+def test_processes_drop_other_neurons():
+    """Catches one key of dropout for all processes, whose rows would then be dropped alike."""
+    seeds = set()
+    for rank, step in ((0, 0), (1, 0), (0, 1)):
+        training = SimpleNamespace(run=RUN, out=SimpleNamespace(name="run"), rank=rank, step=step,
+                                   seconds=0, batches=iter([None]))
+        next(Training.__iter__(training))
+        seeds.add(torch.initial_seed())
+    assert len(seeds) == 3
+
+
+@pytest.fixture
+def stopped(toy_text, tmp_path, run_script, monkeypatch):
+    """The flags and the folder of a run that was stopped at step 6, after its checkpoint of step 4.
+    """
     flags = [*BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run"]
     with monkeypatch.context() as patch:
         patch.setattr(training_module, "evaluate", stop)
         with pytest.raises(KeyboardInterrupt):
             run_script("train_roberta", *flags)
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    return flags, tmp_path / "run"
+
+
+@pytest.mark.parametrize("left", ["no file", "half a line", "no lines", "a gap"])
+def test_log_that_lost_lines(left, stopped, run_script):
+    """Catches a traceback, or a log that silently lacks the steps before its checkpoint."""
+    flags, out = stopped
+    lines = (out / "log.jsonl").read_text()
+    assert lines.startswith('{"step": 3')
+    (out / "log.jsonl").unlink()
+    if left != "no file":
+        (out / "log.jsonl").write_text({"half a line": lines[:30], "no lines": "",
+                                        "a gap": '{"step": 3, ' + lines.splitlines()[1]}[left])
+    with pytest.raises(UserError, match="log.jsonl has lost lines about the 4 steps.*delete"):
+        run_script("train_roberta", *flags)
+    (out / "log.jsonl").write_text(lines)
+    run_script("train_roberta", *flags)
+    assert [line["step"] for line in log(out)] == [3, 6, 6, 9, 12, 12]
+
+
+def test_log_is_replaced_as_a_whole(stopped, run_script, monkeypatch):
+    """Catches a log that is rewritten in its place: a kill in between would leave half of it."""
+    flags, out = stopped
+    before = (out / "log.jsonl").read_text()
+    monkeypatch.setattr("os.replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_script("train_roberta", *flags)
+    assert (out / "log.jsonl").read_text() == before
+
+
+def test_checkpoint_cut_short(stopped, run_script):
+    """Catches a traceback, or a silent new start, when a checkpoint is broken."""
+    flags, out = stopped
+    checkpoint = out / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:500])
     with pytest.raises(UserError, match="checkpoint.pt cannot be read"):
         run_script("train_roberta", *flags)
