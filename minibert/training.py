@@ -4,7 +4,6 @@ A script builds a `Training` and iterates over it, which gives one Batch for eac
 calls `backward` for each micro-batch and then `optimizer_step`; the rest happens in this file.
 """
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -92,13 +91,21 @@ def clipped_step(model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimize
 
 
 def join_processes(device: str) -> tuple[int, int]:
-    """This process's number and how many there are, from torchrun; 0 and 1 without it."""
+    """This process's number and how many there are, from torchrun; 0 and 1 without it.
+
+    Raises UserError where something else than torchrun has set WORLD_SIZE, as some schedulers do.
+    """
     if "WORLD_SIZE" not in os.environ:
         return 0, 1
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    missing = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
+    if missing:
+        raise UserError(f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}; start several "
+                        "processes with torchrun, or one with WORLD_SIZE unset")
+    gpu = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else None
+    if gpu:
+        torch.cuda.set_device(gpu)
+    # gloo exchanges what lies on the CPU, so that processes can agree without waiting for a GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=gpu)
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -142,27 +149,31 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
             eps=1e-6, fused=True)
+        self.interrupted = 0  # a signal is only noted here; the run stops when its step is done
         if self.rank == 0:
             self.lock = open_run(run, metadata)  # the folder stays locked while this object lives
-        if self.world_size > 1:
-            dist.barrier()
+        self._received()  # no process reads the folder before the first one has it
         self._resume()
-        self.interrupted = 0  # a signal is only noted here; the run stops when its step is done
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: setattr(self, "interrupted", received))
 
     def __iter__(self) -> Iterator[Batch]:
-        """One batch for each optimizer step that is left."""
+        """One batch for each optimizer step that is left; a signal stops the program in between."""
         self.start = time.monotonic() - self.seconds
         plain = not sys.stderr.isatty() or bool(os.environ.get("MINIBERT_PLAIN")) or self.rank > 0
         with tqdm(total=self.run.steps, initial=self.step, desc=self.out.name, disable=plain,
                   unit="step") as self.bar:
-            while self.step < self.run.steps:
+            while not (received := self._received()) and self.step < self.run.steps:
                 # Dropout takes no key, so torch's own generator is seeded again in each step.
                 torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step, self.rank))
                 yield next(self.batches)
                 self.seconds = time.monotonic() - self.start
                 self._after_step()
+        if received:
+            self._save_checkpoint()
+            print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
+                  "the same command again to continue", file=sys.stderr)
+            sys.exit(128 + received)
 
     def on_device(self, batch: Batch) -> Batch:
         """The batch on the device that trains; the first one of a run is also shown."""
@@ -192,12 +203,17 @@ class Training:
         Every process draws the masks of all rows, which costs next to nothing. So each knows the
         number of predictions without asking the others.
         """
-        count = self.run.gradient_accumulation_steps * self.world_size
-        fields = [value.chunk(count) if isinstance(value, Tensor) else [value] * count
-                  for value in batch]
-        pieces = map(Batch._make, zip(*fields))
+        B = len(batch.input_ids)
+        rows = B // (self.run.gradient_accumulation_steps * self.world_size)
         # Of two processes, one takes the pieces 0, 2, 4, ... and the other 1, 3, 5, ...
-        return itertools.islice(pieces, self.rank, None, self.world_size)
+        pieces = [slice(first, first + rows)
+                  for first in range(self.rank * rows, B, self.world_size * rows)]
+        for piece in pieces:
+            # The processes add up their gradients once, with those of the last piece.
+            alone = self.world_size == 1 or piece is pieces[-1]
+            with contextlib.nullcontext() if alone else self.model.no_sync():
+                yield Batch._make(value[piece] if isinstance(value, Tensor) else value
+                                  for value in batch)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of the forward pass."""
@@ -212,8 +228,9 @@ class Training:
     def optimizer_step(self, batch: Batch, num_predictions: Tensor) -> None:
         """Move the weights by the gradient of a batch. num_predictions: how many targets it has."""
         if self.world_size > 1:  # each process has the terms of its own rows
-            for term in self.terms.values():
-                dist.all_reduce(term)
+            terms = torch.stack([*self.terms.values()])
+            dist.all_reduce(terms)
+            self.terms = dict(zip(self.terms, terms))
         limit = self.run.max_grad_norm or math.inf
         self.terms["grad_norm"] = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
         self.terms |= {"tokens": batch.attention_mask.sum(), "targets": num_predictions}
@@ -230,7 +247,6 @@ class Training:
         Of several processes only the first returns; the others end here.
         """
         if self.world_size > 1:
-            dist.barrier()
             dist.destroy_process_group()
         if self.rank:
             sys.exit()
@@ -270,24 +286,23 @@ class Training:
                 print(f"{self.out}: step {self.step}/{self.run.steps}, held-out MLM loss "
                       f"{result['mlm_loss']:.3f}, {self.tokens / self.seconds:.0f} tokens/s, "
                       f"{left:.1f} min left", flush=True)
-        stopping = self._agree_to_stop()
-        if self.step % self.run.checkpoint_every == 0 or stopping:
+        if self.step % self.run.checkpoint_every == 0:
             self._save_checkpoint()
-        if stopping:
-            self.bar.close()
-            print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
-                  "the same command again to continue", file=sys.stderr)
-            sys.exit(128 + self.interrupted)
 
-    def _agree_to_stop(self) -> bool:
-        """Whether any process received a signal; all of them have to stop at the same step."""
+    def _received(self) -> int:
+        """The signal that this process or another one received, or 0; all stop at the same step.
+
+        They ask each other before every step, because torchrun gives them 30 seconds to end, and
+        because only the first one logs, evaluates and saves. Raises UserError where one has ended.
+        """
+        received = torch.tensor(self.interrupted)  # on the CPU, so that no GPU is waited for
         if self.world_size > 1:
-            if self.step % self.run.log_every:  # ask only where they wait for each other anyway
-                return False
-            received = torch.tensor(self.interrupted, device=self.device)
-            dist.all_reduce(received, dist.ReduceOp.MAX)
-            self.interrupted = int(received)
-        return bool(self.interrupted)
+            try:
+                dist.all_reduce(received, dist.ReduceOp.MAX)
+            except RuntimeError:
+                raise UserError("another process has ended, and its own message says why; then "
+                                "run the same command again") from None
+        return int(received)
 
     def _log_window(self) -> None:
         """Log the means of the steps since the last line."""

@@ -1,4 +1,5 @@
 """The training loop: schedule, groups, accumulation, evaluation, checkpoint and resume."""
+import contextlib
 import dataclasses
 import json
 import math
@@ -150,16 +151,26 @@ def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_micro_batches_cover_the_batch(world_size):
-    """Catches rows that are lost, doubled or misaligned with their labels, in each process."""
+    """Catches rows that are lost, doubled or misaligned with their labels, in each process, and
+    gradients that processes add up more than once in a step."""
     rows = torch.arange(8).view(8, 1)
     batch = Batch(rows, rows, rows, rows[:, 0], rows[:, 0], 5, rows, rows)
     cut = []
     for rank in range(world_size):
-        run = SimpleNamespace(gradient_accumulation_steps=4 // world_size)
-        mine = list(Training.micro_batches(
-            SimpleNamespace(run=run, rank=rank, world_size=world_size), batch))
-        assert len(mine) == 4 // world_size
-        cut += mine
+        alone, apart = [False], []  # now, and in each piece: are the others' gradients left out?
+
+        @contextlib.contextmanager
+        def no_sync(alone=alone):
+            alone[0] = True
+            yield
+            alone[0] = False
+
+        training = SimpleNamespace(rank=rank, world_size=world_size, run=SimpleNamespace(
+            gradient_accumulation_steps=4 // world_size), model=SimpleNamespace(no_sync=no_sync))
+        for micro_batch in Training.micro_batches(training, batch):
+            apart.append(alone[0])
+            cut.append(micro_batch)
+        assert apart == ([False] * 4 if world_size == 1 else [True, False])
     for micro_batch in cut:
         assert len(micro_batch.sequence_ids) == 2 and micro_batch.epoch == 5
         assert all(torch.equal(value.flatten(), micro_batch.sequence_ids) for value in micro_batch
@@ -470,7 +481,7 @@ def test_processes_drop_other_neurons():
     seeds = set()
     for rank, step in ((0, 0), (1, 0), (0, 1)):
         training = SimpleNamespace(run=RUN, out=SimpleNamespace(name="run"), rank=rank, step=step,
-                                   seconds=0, batches=iter([None]))
+                                   seconds=0, batches=iter([None]), _received=int)
         next(Training.__iter__(training))
         seeds.add(torch.initial_seed())
     assert len(seeds) == 3
