@@ -56,7 +56,7 @@ def main() -> None:
         # Micro-batches divide by the whole batch's predictions, so that their gradients add up.
         num_predictions = (batch.labels != IGNORE).sum()
         num_distilled = batch.attention_mask.sum() if all_positions else num_predictions
-        for micro_batch in training.micro_batches(batch):
+        for micro_batch in training.micro_batches(batch, everywhere=all_positions):
             read_positions, valid = micro_batch.masked_positions, micro_batch.labels != IGNORE
             if all_positions:
                 read_positions, valid = None, micro_batch.attention_mask.bool()

@@ -16,6 +16,15 @@ from minibert.model import MaskedLM
 from minibert.tokenizer import special_ids
 
 
+MASKED_AT_A_TIME = 1024  # held-out sequences: a long text has far more than are needed
+MOST_LOGITS = 2**27  # at a time: half a gigabyte in float32, and losses need several times as much
+
+
+def rows_at_a_time(vocab_size: int, positions: int) -> int:
+    """How many sequences may be read at once, where each gives logits at so many positions."""
+    return max(1, MOST_LOGITS // (vocab_size * positions))
+
+
 def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
                    tokenizer: tokenizers.Tokenizer, device: str) -> Batch:
     """The fixed, masked held-out sequences: the same for all runs of one length on a corpus.
@@ -27,13 +36,20 @@ def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
     spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, dupe=0,
                                             short_seq_prob=0.0))
     order = hash_bits("evaluation", torch.arange(len(spans))).argsort()
-    batch = assemble(torch.from_numpy(held_out.tokens.astype("int32")), spans[order], order, 0,
-                     run.seq_length, special)
-    inputs, masked_positions, labels = mask_tokens(
-        batch.input_ids, order, seed=0, epoch=0, vocab_size=tokenizer.get_vocab_size(),
-        mask_id=special.mask, special_ids=tuple(special), pad_id=special.pad)
-    enough = int(((labels != IGNORE).sum(1).cumsum(0) < run.eval_targets).sum()) + 1
-    batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
+    tokens, pieces, found = torch.from_numpy(held_out.tokens.astype("int32")), [], 0
+    for rows in order.split(MASKED_AT_A_TIME):
+        piece = assemble(tokens, spans[rows], rows, 0, run.seq_length, special)
+        inputs, masked_positions, labels = mask_tokens(
+            piece.input_ids, rows, seed=0, epoch=0, vocab_size=tokenizer.get_vocab_size(),
+            mask_id=special.mask, special_ids=tuple(special), pad_id=special.pad)
+        pieces.append(piece._replace(input_ids=inputs, masked_positions=masked_positions,
+                                     labels=labels))
+        found += int((labels != IGNORE).sum())
+        if found >= run.eval_targets:
+            break
+    batch = Batch._make(torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+                        for values in zip(*pieces))
+    enough = int(((batch.labels != IGNORE).sum(1).cumsum(0) < run.eval_targets).sum()) + 1
     return Batch._make(value[:enough].to(device) if isinstance(value, Tensor) else value
                        for value in batch)
 
@@ -50,6 +66,7 @@ def evaluate(model: MaskedLM, batch: Batch, batch_size: int = 256,
     also `nsp_scores`.
     """
     labels = batch.labels
+    batch_size = min(batch_size, rows_at_a_time(model.config.vocab_size, labels.shape[1]))
     was_training = model.training
     model.eval()
     loss, correct, kl, agreeing = 0.0, 0, 0.0, 0

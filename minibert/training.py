@@ -24,7 +24,7 @@ from tqdm import tqdm
 from minibert.config import RunConfig, pick_device
 from minibert.data import Batch, Batches, TokenizedCorpus
 from minibert.errors import UserError
-from minibert.evaluation import evaluate, evaluation_set
+from minibert.evaluation import evaluate, evaluation_set, rows_at_a_time
 from minibert.files.corpus import training_part
 from minibert.files.hub import save_pretrained
 from minibert.files.run_folder import atomic_write, open_run, write_json
@@ -197,17 +197,20 @@ class Training:
             pad = self.tokenizer.id_to_token(self.module.config.pad_token_id)
             tqdm.write("example: " + " ".join(token for token in tokens if token != pad))
 
-    def micro_batches(self, batch: Batch) -> Iterator[Batch]:
+    def micro_batches(self, batch: Batch, everywhere: bool = False) -> Iterator[Batch]:
         """This process's rows of a batch, in micro-batches that fit into the memory.
 
-        Every process draws the masks of all rows, which costs next to nothing. So each knows the
-        number of predictions without asking the others.
+        everywhere: whether logits are wanted at all positions, so that fewer rows fit. Every
+        process draws the masks of all rows, which costs next to nothing. So each knows the number
+        of predictions without asking the others.
         """
-        B = len(batch.input_ids)
-        rows = B // (self.run.gradient_accumulation_steps * self.world_size)
-        # Of two processes, one takes the pieces 0, 2, 4, ... and the other 1, 3, 5, ...
-        pieces = [slice(first, first + rows)
-                  for first in range(self.rank * rows, B, self.world_size * rows)]
+        B, S = batch.input_ids.shape
+        size = B // (self.run.gradient_accumulation_steps * self.world_size)
+        most = rows_at_a_time(self.module.config.vocab_size, S) if everywhere else size
+        # Of two processes, one takes the parts 0, 2, 4, ... and the other 1, 3, 5, ...
+        starts = range(self.rank * size, B, self.world_size * size)
+        pieces = [slice(first, min(first + most, start + size))
+                  for start in starts for first in range(start, start + size, most)]
         for piece in pieces:
             # The processes add up their gradients once, with those of the last piece.
             alone = self.world_size == 1 or piece is pieces[-1]

@@ -49,14 +49,14 @@ class OnDevice(torch.Tensor):
 
 class Device:
     """What happens on it: waits, a Counter of what waits and the line of code; kernels, how many
-    operations; largest, how many numbers the largest tensor holds; dtypes, of all tensors."""
+    operations; made, (shape, dtype) of every tensor."""
 
     def __init__(self, name):
         self.name = name
         self.forget()
 
     def forget(self):
-        self.waits, self.kernels, self.largest, self.dtypes = Counter(), 0, 0, set()
+        self.waits, self.kernels, self.made = Counter(), 0, set()
 
     def __enter__(self):
         OnDevice.place = torch.device(self.name)
@@ -148,6 +148,5 @@ class Operations(TorchDispatchMode):
                         if isinstance(one, torch.Tensor) else one, result)
 
     def new(self, numbers):
-        self.device.largest = max(self.device.largest, numbers.numel())
-        self.device.dtypes.add(numbers.dtype)
+        self.device.made.add((tuple(numbers.shape), numbers.dtype))
         return OnDevice(numbers)

@@ -240,13 +240,14 @@ MUTANTS = [
     *of("minibert/training.py", "tests/test_parallel.py",
         ("contract: processes average their sums", "(self.world_size * loss).backward()",
          "loss.backward()"),
-        ("contract: all processes read the same rows", "range(self.rank * rows, B,",
+        ("contract: all processes read the same rows", "range(self.rank * size, B,",
          "range(0, B,"),
         ("contract: a signal is lost in an exchange", "        return int(received)",
          "        self.interrupted = int(received)\n        return self.interrupted")),
     *of("minibert/training.py", "tests/test_device.py",
         ("contract: the clock does not wait for a GPU",
          "        self.seconds = time.monotonic() - self.start\n        first", "        first"),
+        ("contract: logits at all positions of all rows", "if everywhere else size", "if 0 else size"),
         ("contract: a copy that holds up each step", "pin(value).to(", "value.to(")),
     *of("minibert/evaluation.py", "tests/test_evaluation.py "
         "tests/test_training.py::test_trap_16_evaluation_is_fixed "

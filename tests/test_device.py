@@ -1,11 +1,13 @@
 """What a GPU would see of the recipes, on a device that counts: whether a step waits for it."""
 import importlib
+import math
 import sys
 
 import pytest
 from conftest import BUDGET, ROOT, TOY
 from device import Device
 
+import minibert.evaluation as evaluation_module
 import minibert.training as training_module
 
 FAST = [*BUDGET, "--steps", "4", "--log-every", "100", "--eval-every", "100", "--tasks", "none"]
@@ -33,8 +35,8 @@ def flags_of(toy_text, tmp_path_factory):
 
 @pytest.fixture
 def counted(monkeypatch, flags_of):
-    """Run a script on a device that counts: what it counted in each step but the first, which shows
-    examples and makes tables, and the last, which is logged."""
+    """Run a script on a device that counts: what it counted in each step, and in what follows the
+    last one."""
     def run(name, script, *flags):
         steps, after_step = [], training_module.Training._after_step
 
@@ -47,7 +49,7 @@ def counted(monkeypatch, flags_of):
         monkeypatch.setattr(training_module.Training, "_after_step", note)
         with Device(name) as device:
             run_here(monkeypatch, script, *flags_of(script), *flags)
-        return steps[1:-1]
+        return [*steps, vars(device)]
     return run
 
 
@@ -59,7 +61,8 @@ def counted(monkeypatch, flags_of):
 def test_a_step_waits_for_nothing(script, parts, flags, counted):
     """Catches a number that is read, or a list that is copied to the device, in each step: a GPU
     would stand still until the next one is launched."""
-    steps = counted("cuda", script, *flags, "--gradient-accumulation-steps", parts)
+    # The first step shows examples and makes tables, the last one is logged, and then comes the rest.
+    steps = counted("cuda", script, *flags, "--gradient-accumulation-steps", parts)[1:-2]
     assert len(steps) == 2 and all(step["kernels"] > 100 for step in steps)
     assert not any(step["waits"] for step in steps), [step["waits"] for step in steps]
 
@@ -67,7 +70,7 @@ def test_a_step_waits_for_nothing(script, parts, flags, counted):
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
 def test_whole_words_are_chosen_on_the_cpu(counted):
     """Catches masks of whole words that a GPU draws, by an operation for each position and more."""
-    plain, whole = (counted("cuda", "train_roberta", *flags)[0]["kernels"]
+    plain, whole = (counted("cuda", "train_roberta", *flags)[1]["kernels"]
                     for flags in ([], ["--whole-word-masking"]))
     assert whole < plain
 
@@ -90,3 +93,28 @@ def test_seconds_are_read_when_the_device_is_done(counted, monkeypatch):
     counted("cuda", "train_roberta")
     [(seconds, elapsed, waited)] = logged
     assert seconds == elapsed and waited > 3
+
+
+def rows_of_logits(made, V=70):
+    """For how many positions at once there were logits."""
+    return max(math.prod(shape[:-1]) for shape, _ in made if shape and shape[-1] == V)
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+@pytest.mark.parametrize("script", ["train_bert", "train_roberta", "distill"])
+def test_logits_are_of_predictions_only(script, counted):
+    """Catches logits of all positions, (B, S, V), which no memory holds at the size of `base`:
+    while training on 8 sequences of 16 tokens, 2 of them predicted, and evaluating on 15 or 17."""
+    *steps, rest = counted("cuda", script)
+    assert all(rows_of_logits(step["made"]) == 8 * 2 for step in steps)
+    assert 15 * 2 <= rows_of_logits(rest["made"]) <= 17 * 2
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_logits_of_all_positions_are_made_in_slices(counted, monkeypatch):
+    """Catches soft targets at all positions that take a part of a batch at once, whatever its size:
+    here three rows fit, of parts of four."""
+    monkeypatch.setattr(evaluation_module, "MOST_LOGITS", 3 * 16 * 70)
+    *steps, _ = counted("cuda", "distill", "--distill-positions", "all",
+                        "--gradient-accumulation-steps", 2)
+    assert all(rows_of_logits(step["made"]) == 3 * 16 for step in steps)

@@ -13,6 +13,7 @@ import torch
 from conftest import (BUDGET, TOY, assert_one_error_line, assert_same_run, log, start_script,
                       weights)
 
+import minibert.evaluation as evaluation_module
 import minibert.training as training_module
 from minibert.config import ModelConfig, RunConfig
 from minibert.data import Batch, Batches
@@ -272,6 +273,29 @@ def test_trap_16_evaluation_is_fixed(held_out):
     assert results[0]["hash"] == results[2]["hash"]
     assert results[0]["mlm_loss"] == pytest.approx(results[2]["mlm_loss"], abs=1e-5)
     assert 20 <= results[0]["targets"] <= 22
+
+
+def test_evaluation_in_slices_is_the_same(held_out, monkeypatch):
+    """Catches rows that are lost or doubled where few are masked, or evaluated, at a time."""
+    tokenizer, text = held_out
+    run = dataclasses.replace(RUN, seq_length=16, eval_targets=15)
+    model = MaskedLM(CONFIG)
+    whole = evaluation_set(text, "segment-pair", run, tokenizer, "cpu")
+    result = evaluate(model, whole, teacher=model)
+    masked, mask = [], evaluation_module.mask_tokens
+    monkeypatch.setattr(evaluation_module, "mask_tokens", lambda ids, *given, **named: (
+        masked.append(len(ids)), mask(ids, *given, **named))[1])
+    monkeypatch.setattr(evaluation_module, "MASKED_AT_A_TIME", 3)
+    sliced = evaluation_set(text, "segment-pair", run, tokenizer, "cpu")
+    assert all(torch.equal(one, two) for one, two in zip(whole, sliced)
+               if isinstance(one, torch.Tensor))
+    assert sum(masked) - 3 < len(sliced.labels) <= sum(masked) < 15 and set(masked) == {3}
+    monkeypatch.setattr(evaluation_module, "MOST_LOGITS", 3 * 2 * CONFIG.vocab_size)
+    rows = []
+    model.register_forward_hook(lambda _, given, output: rows.append(len(output.hidden)))
+    again = evaluate(model, sliced, teacher=model)
+    assert max(rows) == 3 and again == {name: pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
+                     for name, value in result.items()}
 
 
 def test_trap_37_hash_sees_every_part(held_out):
