@@ -113,7 +113,8 @@ def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, batch_size: int) 
     same pairs with A and B swapped: the topic tells nothing there, and chance is one half (Lan et
     al. 2019, arXiv:1909.11942, section 3.1).
     """
-    random, length = batch.is_random_next.bool(), batch.attention_mask.sum(1)
+    random, length, guesses = (values.cpu() for values in (  # Apple's GPUs have no float64
+        batch.is_random_next.bool(), batch.attention_mask.sum(1), guesses))
     # "Pairs of this length or more are random", for each length; the opposite rule has the rest.
     by_length = torch.stack([((length >= least) == random).double().mean()
                              for least in length.unique()])
@@ -127,7 +128,7 @@ def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, batch_size: int) 
     return {"nsp_accuracy": (guesses == random).double().mean().item(),
             "nsp_majority": max(random.double().mean().item(), (~random).double().mean().item()),
             "nsp_length": max(by_length.max().item(), 1 - by_length.min().item()),
-            "sentence_order": (in_order + torch.cat(swapped).double().mean()).item() / 2}
+            "sentence_order": (in_order + torch.cat(swapped).cpu().double().mean()).item() / 2}
 
 
 def swap_segments(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor

@@ -4,11 +4,13 @@ import math
 import sys
 
 import pytest
+import torch
 from conftest import BUDGET, ROOT, TOY
-from device import Device
+from device import Device, OnDevice
 
 import minibert.evaluation as evaluation_module
 import minibert.training as training_module
+from minibert.errors import UserError
 
 FAST = [*BUDGET, "--steps", "4", "--log-every", "100", "--eval-every", "100", "--tasks", "none"]
 
@@ -118,3 +120,24 @@ def test_logits_of_all_positions_are_made_in_slices(counted, monkeypatch):
     *steps, _ = counted("cuda", "distill", "--distill-positions", "all",
                         "--gradient-accumulation-steps", 2)
     assert all(rows_of_logits(step["made"]) == 3 * 16 for step in steps)
+
+
+@pytest.mark.parametrize("script", ["train_bert", "distill"])
+def test_apple_s_gpu_gets_nothing_that_it_lacks(script, counted):
+    """Catches numbers of 64 bits behind the point, which Apple's GPUs do not have: a run would end
+    at its first line of the log, or when it is measured."""
+    made = set().union(*(step["made"] for step in counted("mps", script, "--eval-every", 2)))
+    assert {dtype for _, dtype in made} == {torch.float32, torch.int64, torch.int32, torch.bool}
+
+
+def test_a_device_that_counts_otherwise_is_refused(counted, monkeypatch):
+    """Catches masks and orders that are other ones on another device, whose integers overflow."""
+    true_hash = training_module.hash_bits
+
+    def overflows(*keys):
+        found = true_hash(*keys)
+        return found & 2**31 - 1 if isinstance(found, OnDevice) else found
+
+    monkeypatch.setattr(training_module, "hash_bits", overflows)
+    with pytest.raises(UserError, match="integers of --device mps .* --device cpu"):
+        counted("mps", "train_roberta")
