@@ -41,7 +41,7 @@ def main() -> None:
     training = Training(run, student, tokenizer, corpus, held_out, masker, metadata)
     if layers and training.rank == 0:
         print(f"{run.out}: the student starts from the teacher's layers {layers}")
-    settings = mask_settings(run, tokenizer, training.device)
+    settings = mask_settings(run, tokenizer, training.batches.device)
     teacher.to(training.device).eval()
     # Departure: the released code compares student and teacher at all non-padding tokens; an option
     # (`restrict_ce_to_mask`) limits the soft targets to the predictions. Here the soft targets and
@@ -52,16 +52,14 @@ def main() -> None:
         inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
                                                   epoch=batch.epoch, **settings)
         batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
-        training.show_examples(batch)
+        batch = training.on_device(batch)
         # Micro-batches divide by the whole batch's predictions, so that their gradients add up.
-        num_predictions = (labels != IGNORE).sum()
+        num_predictions = (batch.labels != IGNORE).sum()
         num_distilled = batch.attention_mask.sum() if all_positions else num_predictions
-        for micro_batch in training.micro_batches(batch):
+        for micro_batch in training.micro_batches(batch, everywhere=all_positions):
+            read_positions, valid = micro_batch.masked_positions, micro_batch.labels != IGNORE
             if all_positions:
                 read_positions, valid = None, micro_batch.attention_mask.bool()
-            else:
-                read_positions = micro_batch.masked_positions
-                valid = micro_batch.labels != IGNORE
             with training.autocast():
                 output = training.model(micro_batch.input_ids,
                                         attention_mask=micro_batch.attention_mask,

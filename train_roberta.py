@@ -36,15 +36,15 @@ def main() -> None:
     model = MaskedLM(config, run.seed)
     masker = StaticMasker(run.static_masks) if run.masking == "static" else DynamicMasker()
     training = Training(run, model, tokenizer, corpus, held_out, masker, metadata)
-    settings = mask_settings(run, tokenizer, training.device)
+    settings = mask_settings(run, tokenizer, training.batches.device)
 
     for batch in training:
         inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
                                                   epoch=batch.epoch, **settings)
         batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
-        training.show_examples(batch)
+        batch = training.on_device(batch)
         # Micro-batches divide by the whole batch's predictions, so that their gradients add up.
-        num_predictions = (labels != IGNORE).sum()
+        num_predictions = (batch.labels != IGNORE).sum()
         for micro_batch in training.micro_batches(batch):
             with training.autocast():
                 output = training.model(micro_batch.input_ids,

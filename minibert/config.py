@@ -18,6 +18,9 @@ def setting(default: Any, help: str, allowed: "str | tuple[str, ...]" = "") -> A
     return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
+SEEDS = "[0, 4294967296)"  # random draws are keyed by 32 bits; larger seeds would repeat these
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The sizes of an encoder and its heads (Devlin et al. 2018, section 3)."""
@@ -124,7 +127,7 @@ class RunConfig:
     out: str = setting("", "the run's folder, which becomes a Hugging Face folder")
     steps: int = setting(1, "optimizer steps, that is, updates of the weights; 0 leaves the "
                          "initial weights as they are", "[0, inf)")
-    seed: int = setting(0, "decides initial weights, order, pairs, masks and dropout", "[0, inf)")
+    seed: int = setting(0, "decides initial weights, order, pairs, masks and dropout", SEEDS)
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
     compile: bool = setting(False, "compile the blocks: after a minute or so, a GPU is faster")
     data_fraction: float = setting(1.0, "share of the training text to use", "(0, 1]")
@@ -230,7 +233,7 @@ class FinetuneConfig:
     # Paper: DistilBERT's released script for SQuAD weighs soft and hard targets alike, at T 2.
     alpha_kl: float = setting(0.5, "share of the teacher's soft targets in the loss", "[0, 1]")
     temperature: float = setting(2.0, "of the soft targets", "(0, inf)")
-    seed: int = setting(0, "decides the head's weights, order and dropout", "[0, inf)")
+    seed: int = setting(0, "decides the head's weights, order and dropout", SEEDS)
     seeds: int = setting(1, "how often to fine-tune, each time with the next seed; the score is "
                          "the mean", "[1, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))

@@ -131,9 +131,7 @@ def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, dupe: 
             while stop < end and length < target:
                 length += bounds[stop][1] - bounds[stop][0]
                 stop += 1
-            a_end = start + 1
-            if stop - start > 1:
-                a_end = start + draw.randint(1, stop - start - 1)
+            a_end = start + (draw.randint(1, stop - start - 1) if stop - start > 1 else 1)
             a = bounds[start][0], bounds[a_end - 1][1]
             is_random = stop - start == 1 or draw.random() < 0.5
             if is_random:
@@ -211,8 +209,7 @@ def full_sentences(corpus: TokenizedCorpus, max_tokens: int, *, cross_documents:
                 block_start += max_tokens
             block_end = stop
     blocks.append((block_start, block_end))
-    spans = np.zeros((len(blocks), 5), dtype=np.int64)
-    spans[:, :2] = blocks
+    spans = np.pad(np.array(blocks, dtype=np.int64), ((0, 0), (0, 3)))  # with an empty B
     return spans[spans[:, 1] > spans[:, 0]]  # some blocks were closed before they held anything
 
 
@@ -286,12 +283,15 @@ class Batches:
 
     def _start_epoch(self, epoch: int) -> None:
         run = self.run
-        spans = make_sequences(self.corpus, run.input_format, run.seq_length, seed=run.seed,
-                               dupe=self.dupe(epoch), short_seq_prob=run.short_seq_prob)
-        if len(spans) < run.batch_size:
-            raise UserError(f"the text gives {len(spans)} sequences, fewer than one batch of "
-                            f"{run.batch_size}; use more text or a smaller --batch-size")
-        self.spans = torch.from_numpy(spans).to(self.device)
-        sequence_ids = torch.arange(len(spans), device=self.device)
+        # Pairs are drawn anew, but blocks of sentences are the same in every epoch: they are kept,
+        # because a GPU would stand still while they are made.
+        if epoch == 0 or run.input_format == "segment-pair":
+            spans = make_sequences(self.corpus, run.input_format, run.seq_length, seed=run.seed,
+                                   dupe=self.dupe(epoch), short_seq_prob=run.short_seq_prob)
+            if len(spans) < run.batch_size:
+                raise UserError(f"the text gives {len(spans)} sequences, fewer than one batch of "
+                                f"{run.batch_size}; use more text or a smaller --batch-size")
+            self.spans = torch.from_numpy(spans).to(self.device)
+        sequence_ids = torch.arange(len(self.spans), device=self.device)
         self.order = hash_bits(run.seed, "order", epoch, sequence_ids).argsort(stable=True)
         self.started_epoch = epoch

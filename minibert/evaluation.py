@@ -16,6 +16,15 @@ from minibert.model import MaskedLM
 from minibert.tokenizer import special_ids
 
 
+MASKED_AT_A_TIME = 1024  # held-out sequences: a long text has far more than are needed
+MOST_LOGITS = 2**27  # at a time: half a gigabyte in float32, and losses need several times as much
+
+
+def rows_at_a_time(vocab_size: int, positions: int) -> int:
+    """How many sequences may be read at once, where each gives logits at so many positions."""
+    return max(1, MOST_LOGITS // (vocab_size * positions))
+
+
 def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
                    tokenizer: tokenizers.Tokenizer, device: str) -> Batch:
     """The fixed, masked held-out sequences: the same for all runs of one length on a corpus.
@@ -27,13 +36,20 @@ def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
     spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, dupe=0,
                                             short_seq_prob=0.0))
     order = hash_bits("evaluation", torch.arange(len(spans))).argsort()
-    batch = assemble(torch.from_numpy(held_out.tokens.astype("int32")), spans[order], order, 0,
-                     run.seq_length, special)
-    inputs, masked_positions, labels = mask_tokens(
-        batch.input_ids, order, seed=0, epoch=0, vocab_size=tokenizer.get_vocab_size(),
-        mask_id=special.mask, special_ids=tuple(special), pad_id=special.pad)
-    enough = int(((labels != IGNORE).sum(1).cumsum(0) < run.eval_targets).sum()) + 1
-    batch = batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
+    tokens, pieces, found = torch.from_numpy(held_out.tokens.astype("int32")), [], 0
+    for rows in order.split(MASKED_AT_A_TIME):
+        piece = assemble(tokens, spans[rows], rows, 0, run.seq_length, special)
+        inputs, masked_positions, labels = mask_tokens(
+            piece.input_ids, rows, seed=0, epoch=0, vocab_size=tokenizer.get_vocab_size(),
+            mask_id=special.mask, special_ids=tuple(special), pad_id=special.pad)
+        pieces.append(piece._replace(input_ids=inputs, masked_positions=masked_positions,
+                                     labels=labels))
+        found += int((labels != IGNORE).sum())
+        if found >= run.eval_targets:
+            break
+    batch = Batch._make(torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+                        for values in zip(*pieces))
+    enough = int(((batch.labels != IGNORE).sum(1).cumsum(0) < run.eval_targets).sum()) + 1
     return Batch._make(value[:enough].to(device) if isinstance(value, Tensor) else value
                        for value in batch)
 
@@ -50,6 +66,7 @@ def evaluate(model: MaskedLM, batch: Batch, batch_size: int = 256,
     also `nsp_scores`.
     """
     labels = batch.labels
+    batch_size = min(batch_size, rows_at_a_time(model.config.vocab_size, labels.shape[1]))
     was_training = model.training
     model.eval()
     loss, correct, kl, agreeing = 0.0, 0, 0.0, 0
@@ -81,7 +98,7 @@ def evaluate(model: MaskedLM, batch: Batch, batch_size: int = 256,
               "hash": digest.hexdigest()[:16]}
     if teacher is not None:
         result |= {"kl_to_teacher": kl / len(targets), "agreement": agreeing / len(targets)}
-    if nsp_guesses and batch.is_random_next.any():
+    if nsp_guesses and len(batch.is_random_next.unique()) == 2:  # there are pairs of both kinds
         result |= nsp_scores(model, batch, torch.cat(nsp_guesses), batch_size)
     model.train(was_training)
     return result
@@ -96,7 +113,8 @@ def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, batch_size: int) 
     same pairs with A and B swapped: the topic tells nothing there, and chance is one half (Lan et
     al. 2019, arXiv:1909.11942, section 3.1).
     """
-    random, length = batch.is_random_next.bool(), batch.attention_mask.sum(1)
+    random, length, guesses = (values.cpu() for values in (  # Apple's GPUs have no float64
+        batch.is_random_next.bool(), batch.attention_mask.sum(1), guesses))
     # "Pairs of this length or more are random", for each length; the opposite rule has the rest.
     by_length = torch.stack([((length >= least) == random).double().mean()
                              for least in length.unique()])
@@ -110,7 +128,7 @@ def nsp_scores(model: MaskedLM, batch: Batch, guesses: Tensor, batch_size: int) 
     return {"nsp_accuracy": (guesses == random).double().mean().item(),
             "nsp_majority": max(random.double().mean().item(), (~random).double().mean().item()),
             "nsp_length": max(by_length.max().item(), 1 - by_length.min().item()),
-            "sentence_order": (in_order + torch.cat(swapped).double().mean()).item() / 2}
+            "sentence_order": (in_order + torch.cat(swapped).cpu().double().mean()).item() / 2}
 
 
 def swap_segments(input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor

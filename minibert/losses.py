@@ -74,7 +74,8 @@ def _mean(values: Tensor, valid: Tensor | None, denominator: int | Tensor | None
         valid = torch.ones_like(values, dtype=torch.bool)
     if denominator is None:
         denominator = valid.sum()
-    denominator = torch.as_tensor(denominator, device=values.device)
+    # A number made on the device; a GPU would be waited for if it were copied there.
+    denominator = values.new_ones(()) * denominator
     return values.masked_fill(~valid, 0).sum() / denominator.clamp(min=1)
 
 

@@ -7,6 +7,7 @@ B batch, S sequence, M masked positions, V vocabulary.
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -63,29 +64,19 @@ def mask_tokens(input_ids: Tensor, sequence_ids: Tensor, *, seed: int, epoch: in
     ([[2, 11, 12, 13, 14, 4, 16, 17, 18, 3]], [[3, 5]], [[13, 15]])
     """
     S, device = input_ids.shape[1], input_ids.device
-    special = torch.tensor(special_ids, device=device)
     # Departure: no special token is ever predicted. BERT's release may choose [UNK], and RoBERTa's
     # fairseq also <s> and </s>.
+    special, words, predictions_by_length = _tables(tuple(special_ids), vocab_size, rate, S, device)
     candidates = ~torch.isin(input_ids, special)
     sequence = sequence_ids[:, None]  # (B, 1), which with the position
     position = torch.arange(S, device=device)  # (S,) gives each token a key of its own
-
-    # Why 15 %: a sequence teaches only where it is predicted, so a low rate wastes most of each
-    # step; but what is masked is lost as context, so a high rate leaves too little to predict from.
-    # Paper: google-research/bert counts [CLS] and [SEP], rounds half to even, predicts at least 1.
-    # Departure: RoBERTa's fairseq rounds at random; a fixed count serves both recipes here.
-    predictions_by_length = [0] + [max(1, round(rate * n)) for n in range(1, S + 1)]
-    lengths = (input_ids != pad_id).sum(1)
-    num_predictions = torch.tensor(predictions_by_length, device=device)[lengths]
+    num_predictions = predictions_by_length[(input_ids != pad_id).sum(1)]  # (B,)
     random_key = hash_bits(seed, epoch, "choose", sequence, position)
     if continues is None:
         chosen = _choose_tokens(random_key, candidates, num_predictions)
     else:
         chosen = _choose_words(random_key, candidates, num_predictions, continues[input_ids])
 
-    # Departure: BERT's release may draw [PAD] or [MASK] as a random word; here it is a real one.
-    words = torch.arange(vocab_size, device=device)
-    words = words[~torch.isin(words, special)]
     random_word = words[hash_bits(seed, epoch, "word", sequence, position) % len(words)]
     one_of_ten = hash_bits(seed, epoch, "hide", sequence, position) % 10
     shown = torch.where(one_of_ten < MASKED_OF_TEN + RANDOM_OF_TEN, random_word, input_ids)
@@ -104,6 +95,25 @@ def mask_tokens(input_ids: Tensor, sequence_ids: Tensor, *, seed: int, epoch: in
     masked_positions = slots.where(used, 0)
     labels = input_ids.gather(1, masked_positions).where(used, IGNORE)
     return inputs, masked_positions, labels
+
+
+@lru_cache(maxsize=32)
+def _tables(special_ids: tuple[int, ...], vocab_size: int, rate: float, S: int,
+            device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The special tokens, all other tokens, and the count of predictions in each length up to S.
+
+    They are made once and kept: what comes from a list has to be copied to the device, and a GPU
+    would be waited for in every step.
+    """
+    # Departure: BERT's release may draw [PAD] or [MASK] as a random word; here it is a real one.
+    special, words = torch.tensor(special_ids), torch.arange(vocab_size)
+    words = words[~torch.isin(words, special)]
+    # Why 15 %: a sequence teaches only where it is predicted, so a low rate wastes most of each
+    # step; but what is masked is lost as context, so a high rate leaves too little to predict from.
+    # Paper: google-research/bert counts [CLS] and [SEP], rounds half to even, predicts at least 1.
+    # Departure: RoBERTa's fairseq rounds at random; a fixed count serves both recipes here.
+    predictions = torch.tensor([0] + [max(1, round(rate * n)) for n in range(1, S + 1)])
+    return special.to(device), words.to(device), predictions.to(device)
 
 
 @dataclass(frozen=True)
@@ -151,8 +161,7 @@ def _choose_words(random_key: Tensor, candidates: Tensor, num_predictions: Tenso
     [CLS] un ##like ly [SEP] holds two words: un ##like is word 0, ly is word 1.
     """
     S = random_key.shape[1]
-    no_candidate = torch.zeros_like(candidates[:, :1])
-    after_candidate = torch.cat([no_candidate, candidates[:, :-1]], 1)
+    after_candidate = torch.cat([torch.zeros_like(candidates[:, :1]), candidates[:, :-1]], 1)
     first = candidates & ~(continues & after_candidate)
     word = torch.where(candidates, first.cumsum(1) - 1, S - 1)  # (B, S): S - 1 collects the rest
     word_size = torch.zeros_like(random_key).scatter_add(1, word, candidates.long())

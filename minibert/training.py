@@ -4,7 +4,6 @@ A script builds a `Training` and iterates over it, which gives one Batch for eac
 calls `backward` for each micro-batch and then `optimizer_step`; the rest happens in this file.
 """
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from minibert.config import RunConfig, pick_device
 from minibert.data import Batch, Batches, TokenizedCorpus
 from minibert.errors import UserError
-from minibert.evaluation import evaluate, evaluation_set
+from minibert.evaluation import evaluate, evaluation_set, rows_at_a_time
 from minibert.files.corpus import training_part
 from minibert.files.hub import save_pretrained
 from minibert.files.run_folder import atomic_write, open_run, sync, write_metrics
@@ -71,7 +70,7 @@ def learning_rate(step: int, run: RunConfig) -> float:
     weights to where they do not recover from (Xiong et al. 2020, arXiv:2002.04745).
     Departure: google-research/bert decays from step 0, so that its rate drops when warm-up ends.
     """
-    warmup = max(1, round(run.warmup * run.steps))
+    warmup = max(1, round(run.warmup * run.steps)) if run.warmup else 0
     if step < warmup:
         return run.learning_rate * step / warmup
     return run.learning_rate * (run.steps - step) / (run.steps - warmup)
@@ -93,13 +92,21 @@ def clipped_step(model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimize
 
 
 def join_processes(device: str) -> tuple[int, int]:
-    """This process's number and how many there are, from torchrun; 0 and 1 without it."""
+    """This process's number and how many there are, from torchrun; 0 and 1 without it.
+
+    Raises UserError where something else than torchrun has set WORLD_SIZE, as some schedulers do.
+    """
     if "WORLD_SIZE" not in os.environ:
         return 0, 1
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    missing = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
+    if missing:
+        raise UserError(f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}; start several "
+                        "processes with torchrun, or one with WORLD_SIZE unset")
+    gpu = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else None
+    if gpu:
+        torch.cuda.set_device(gpu)
+    # gloo exchanges what lies on the CPU, so that processes can agree without waiting for a GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=gpu)
     return dist.get_rank(), dist.get_world_size()
 
 
@@ -115,6 +122,10 @@ class Training:
         """
         self.run, self.out, self.tokenizer = run, Path(run.out), tokenizer
         self.device = pick_device(run.device)
+        numbers = torch.arange(1000)
+        if not torch.equal(hash_bits(numbers.to(self.device)).cpu(), hash_bits(numbers)):
+            raise UserError(f"the integers of --device {self.device} overflow, so that its masks "
+                            "would not be those of other devices; use --device cpu")
         if run.seq_length > model.config.max_length:
             raise UserError(f"--seq-length {run.seq_length} is more than the model's "
                             f"{model.config.max_length} positions; use less, or a model "
@@ -133,8 +144,10 @@ class Training:
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
         self.window: list[dict[str, Tensor]] = []  # the steps since the log's last line
         self.terms: dict[str, Tensor] = {}  # the losses of the current step
+        # Whole words are chosen one by one. A GPU would need thousands of tiny operations for that,
+        # so the CPU chooses them, while the GPU, for which nobody waits, is still at the last step.
         self.batches = Batches(training_part(corpus, run), run, special_ids(tokenizer),
-                               self.device, masker.dupe)
+                               "cpu" if run.whole_word_masking else self.device, masker.dupe)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
                           for kind in ("full-sentences", "segment-pair")}
         targets = min(int((found.labels != IGNORE).sum()) for found in self.eval_sets.values())
@@ -145,32 +158,45 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
             eps=1e-6, fused=True)
+        self.interrupted = 0  # a signal is only noted here; the run stops when its step is done
         if self.rank == 0:
             self.lock = open_run(run, metadata)  # the folder stays locked while this object lives
-        if self.world_size > 1:
-            dist.barrier()
+        self._received()  # no process reads the folder before the first one has it
         self._resume()
-        self.interrupted = 0  # a signal is only noted here; the run stops when its step is done
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _: setattr(self, "interrupted", received))
 
     def __iter__(self) -> Iterator[Batch]:
-        """One batch for each optimizer step that is left."""
-        first, start = self.step, time.monotonic() - self.seconds
+        """One batch for each optimizer step that is left; a signal stops the program in between."""
+        self.start = time.monotonic() - self.seconds
         plain = not sys.stderr.isatty() or bool(os.environ.get("MINIBERT_PLAIN")) or self.rank > 0
-        with tqdm(total=self.run.steps, initial=first, desc=self.out.name, disable=plain,
+        with tqdm(total=self.run.steps, initial=self.step, desc=self.out.name, disable=plain,
                   unit="step") as self.bar:
-            while self.step < self.run.steps:
+            while not (received := self._received()) and self.step < self.run.steps:
                 # Dropout takes no key, so torch's own generator is seeded again in each step.
                 torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step, self.rank))
                 yield next(self.batches)
-                self.seconds = time.monotonic() - start
+                self.seconds = time.monotonic() - self.start
                 self._after_step()
+        if received:
+            self._save_checkpoint()
+            print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
+                  "the same command again to continue", file=sys.stderr)
+            sys.exit(128 + received)
 
-    def show_examples(self, batch: Batch) -> None:
-        """Print the first three sequences of a new run; <word> is what a masked token was."""
-        if self.step or self.rank:
-            return
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch on the device that trains; the first one of a run is also shown."""
+        if not self.step and not self.rank:
+            self._show_examples(batch)
+        if self.batches.device == self.device:
+            return batch
+        # Only from memory that is pinned, that is, never moved, a copy does not hold up the CPU.
+        pin = torch.Tensor.pin_memory if self.device == "cuda" else lambda value: value
+        return Batch._make(pin(value).to(self.device, non_blocking=True)
+                           if isinstance(value, Tensor) else value for value in batch)
+
+    def _show_examples(self, batch: Batch) -> None:
+        """Print three sequences; <word> is what a masked token was."""
         for ids, where, words in zip(batch.input_ids[:3].tolist(), batch.masked_positions.tolist(),
                                      batch.labels.tolist()):
             tokens = [self.tokenizer.id_to_token(id) for id in ids]
@@ -180,18 +206,26 @@ class Training:
             pad = self.tokenizer.id_to_token(self.module.config.pad_token_id)
             tqdm.write("example: " + " ".join(token for token in tokens if token != pad))
 
-    def micro_batches(self, batch: Batch) -> Iterator[Batch]:
+    def micro_batches(self, batch: Batch, everywhere: bool = False) -> Iterator[Batch]:
         """This process's rows of a batch, in micro-batches that fit into the memory.
 
-        Every process draws the masks of all rows, which costs next to nothing. So each knows the
-        number of predictions without asking the others.
+        everywhere: whether logits are wanted at all positions, so that fewer rows fit. Every
+        process draws the masks of all rows, which costs next to nothing. So each knows the number
+        of predictions without asking the others.
         """
-        count = self.run.gradient_accumulation_steps * self.world_size
-        fields = [value.chunk(count) if isinstance(value, Tensor) else [value] * count
-                  for value in batch]
-        pieces = map(Batch._make, zip(*fields))
-        # Of two processes, one takes the pieces 0, 2, 4, ... and the other 1, 3, 5, ...
-        return itertools.islice(pieces, self.rank, None, self.world_size)
+        B, S = batch.input_ids.shape
+        size = B // (self.run.gradient_accumulation_steps * self.world_size)
+        most = rows_at_a_time(self.module.config.vocab_size, S) if everywhere else size
+        # Of two processes, one takes the parts 0, 2, 4, ... and the other 1, 3, 5, ...
+        starts = range(self.rank * size, B, self.world_size * size)
+        pieces = [slice(first, min(first + most, start + size))
+                  for start in starts for first in range(start, start + size, most)]
+        for piece in pieces:
+            # The processes add up their gradients once, with those of the last piece.
+            alone = self.world_size == 1 or piece is pieces[-1]
+            with contextlib.nullcontext() if alone else self.model.no_sync():
+                yield Batch._make(value[piece] if isinstance(value, Tensor) else value
+                                  for value in batch)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of the forward pass."""
@@ -206,8 +240,9 @@ class Training:
     def optimizer_step(self, batch: Batch, num_predictions: Tensor) -> None:
         """Move the weights by the gradient of a batch. num_predictions: how many targets it has."""
         if self.world_size > 1:  # each process has the terms of its own rows
-            for term in self.terms.values():
-                dist.all_reduce(term)
+            terms = torch.stack([*self.terms.values()])
+            dist.all_reduce(terms)
+            self.terms = dict(zip(self.terms, terms))
         limit = self.run.max_grad_norm or math.inf
         self.terms["grad_norm"] = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
         self.terms |= {"tokens": batch.attention_mask.sum(), "targets": num_predictions}
@@ -224,7 +259,6 @@ class Training:
         Of several processes only the first returns; the others end here.
         """
         if self.world_size > 1:
-            dist.barrier()
             dist.destroy_process_group()
         if self.rank:
             sys.exit()
@@ -264,46 +298,55 @@ class Training:
                 print(f"{self.out}: step {self.step}/{self.run.steps}, held-out MLM loss "
                       f"{result['mlm_loss']:.3f}, {self.tokens / self.seconds:.0f} tokens/s, "
                       f"{left:.1f} min left", flush=True)
-        stopping = self._agree_to_stop()
-        if self.step % self.run.checkpoint_every == 0 or stopping:
+        if self.step % self.run.checkpoint_every == 0:
             self._save_checkpoint()
-        if stopping:
-            self.bar.close()
-            print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
-                  "the same command again to continue", file=sys.stderr)
-            sys.exit(128 + self.interrupted)
 
-    def _agree_to_stop(self) -> bool:
-        """Whether any process received a signal; all of them have to stop at the same step."""
+    def _received(self) -> int:
+        """The signal that this process or another one received, or 0; all stop at the same step.
+
+        They ask each other before every step, because torchrun gives them 30 seconds to end, and
+        because only the first one logs, evaluates and saves. Raises UserError where one has ended.
+        """
+        received = torch.tensor(self.interrupted)  # on the CPU, so that no GPU is waited for
         if self.world_size > 1:
-            if self.step % self.run.log_every:  # ask only where they wait for each other anyway
-                return False
-            received = torch.tensor(self.interrupted, device=self.device)
-            dist.all_reduce(received, dist.ReduceOp.MAX)
-            self.interrupted = int(received)
-        return bool(self.interrupted)
+            try:
+                dist.all_reduce(received, dist.ReduceOp.MAX)
+            except RuntimeError:
+                raise UserError("another process has ended, and its own message says why; then "
+                                "run the same command again") from None
+        return int(received)
 
     def _log_window(self) -> None:
-        """Log the means of the steps since the last line. Only here the device is waited for."""
-        self._check_finite()
-        values = {name: torch.stack([terms[name] for terms in self.window]).double().tolist()
-                  for name in self.window[0]}
-        self.tokens += int(sum(values.pop("tokens")))
-        self.targets += int(sum(values.pop("targets")))
+        """Log the means of the steps since the last line."""
+        values = self._read_window()
+        self.tokens += sum(values.pop("tokens"))
+        self.targets += sum(values.pop("targets"))
         means = {name: sum(value) / len(value) for name, value in values.items()}
-        self._log({"step": self.step, "epoch": self.batches.cursor[0], **means,
+        self._log({"step": self.step, "epoch": self.batches.started_epoch, **means,
                    "learning_rate": learning_rate(self.step - 1, self.run), "tokens": self.tokens,
                    "targets": self.targets, "seconds": round(self.seconds, 2)})
         self.bar.set_postfix(loss=f"{means['loss']:.3f}",
                              tokens_per_s=f"{self.tokens / self.seconds:.0f}")
         self.window = []
 
-    def _check_finite(self) -> None:
-        """Raise UserError when a loss is NaN or infinite, before a checkpoint can hold it."""
-        for step, terms in enumerate(self.window, self.step - len(self.window) + 1):
-            if not torch.isfinite(terms["loss"]):
-                raise UserError(f"the loss of step {step} is {terms['loss'].item()}; start again, "
-                                "in another folder, with a lower --learning-rate")
+    def _read_window(self) -> dict[str, list[Any]]:
+        """The losses and counts of the steps since the log's last line, by name.
+
+        A GPU lags behind Python, and only here it is waited for, so only then does the clock say
+        how long the steps took. Raises UserError when a loss or a gradient is NaN or infinite,
+        before a checkpoint can hold what it made of the weights.
+        """
+        names = self.window[0] if self.window else ()
+        values = {name: torch.stack([terms[name] for terms in self.window]).tolist()
+                  for name in names}
+        self.seconds = time.monotonic() - self.start
+        first = self.step - len(self.window) + 1
+        pairs = zip(values.get("loss", ()), values.get("grad_norm", ()))
+        for step, (loss, norm) in enumerate(pairs, first):
+            if not math.isfinite(loss + norm):
+                raise UserError(f"the loss of step {step} is {loss}, its gradient's norm {norm}; "
+                                "start again, in another folder, with a lower --learning-rate")
+        return values
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.rank:
@@ -312,7 +355,7 @@ class Training:
             log.write(json.dumps(line) + "\n")
 
     def _save_checkpoint(self) -> None:
-        self._check_finite()
+        self._read_window()
         if self.rank:
             return
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -323,7 +366,7 @@ class Training:
             torch.save(state, file)
 
     def _resume(self) -> None:
-        path, lines = self.out / "checkpoint.pt", []
+        path, log, kept = self.out / "checkpoint.pt", self.out / "log.jsonl", []
         if path.exists():
             try:
                 state = torch.load(path, map_location=self.device, weights_only=True)
@@ -338,9 +381,15 @@ class Training:
             if self.rank:
                 return
             print(f"{self.out}: continues at step {self.step} of {self.run.steps}", flush=True)
-            lines = (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        # What was logged after the checkpoint will be logged again.
-        written = [line for line in lines
-                   if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        with atomic_write(self.out / "log.jsonl") as temporary:
-            temporary.write_text("".join(line + "\n" for line in written), encoding="utf-8")
+            for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
+                with contextlib.suppress(ValueError):  # of a line that a kill cut short
+                    # What was logged after the checkpoint will be logged again.
+                    if json.loads(line)["step"] <= self.step:
+                        kept.append(line)
+            windows = math.ceil((self.step - len(self.window)) / self.run.log_every)
+            if len(kept) != windows + self.step // self.run.eval_every:
+                raise UserError(f"{log} has lost lines about the {self.step} steps that are done; "
+                                f"put it back, or delete {path} to start again")
+        if self.rank == 0:
+            with atomic_write(log) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -351,6 +351,7 @@ BAD = [  # script, flags, and what the line must say
     ("bert", "--steps -1", "--steps"),
     ("bert", "--steps -3", "--steps"),
     ("bert", "--seed -1", "--seed"),
+    ("bert", "--seed 4294967296", "4294967296)"),  # 2**32 would give the numbers of seed 0
     ("bert", "--batch-size 0", "--batch-size"),
     ("bert", "--gradient-accumulation-steps 0", "--gradient-accumulation-steps"),
     ("bert", "--batch-size 10 --gradient-accumulation-steps 4", "--gradient-accumulation-steps"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import minibert.data as data_module
 from minibert.config import RunConfig
 from minibert.data import (Batches, TokenizedCorpus, assemble, full_sentences, make_sequences,
                            segment_pairs, sentences_of)
@@ -545,6 +546,17 @@ def test_restart_goes_on_where_it_was(input_format):
         resumed = make_batches(text, input_format=input_format)
         resumed.cursor = cursors[place]
         assert all(same(next(resumed), batch) for batch in seen[place:])
+
+
+@pytest.mark.parametrize("input_format, made", [("full-sentences", 1), ("segment-pair", 3)])
+def test_what_does_not_change_is_made_once(input_format, made, monkeypatch):
+    """Would catch: blocks of sentences made again in each epoch, while a GPU stands still."""
+    make, calls = data_module.make_sequences, []
+    monkeypatch.setattr(data_module, "make_sequences", lambda *given, **named: (
+        calls.append(named["dupe"]), make(*given, **named))[1])
+    epochs = take(make_batches(make_text(*[[4] * 8] * 8), input_format=input_format), 3)
+    assert calls == [0, 1, 2][:made]
+    assert order_of(epochs[0]) != order_of(epochs[1]) != order_of(epochs[2])
 
 
 def test_static_masks_lie_on_static_pairs():

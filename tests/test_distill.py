@@ -213,6 +213,16 @@ def test_accumulation_changes_no_loss(run, where):
         assert accumulated[term] == pytest.approx(whole[term], rel=1e-4), term
 
 
+def test_slices_change_no_loss(run, monkeypatch):
+    """Would catch: rows left out, or doubled, where soft targets at all positions are in slices."""
+    whole = run("--distill-positions", "all").log[0]
+    monkeypatch.setattr("minibert.evaluation.MOST_LOGITS", 3 * 16 * TINY["vocab_size"])
+    sliced = run("--distill-positions", "all", "--gradient-accumulation-steps", "2")
+    assert len(sliced.student_calls) == 8  # two steps of two parts, each of three rows and one
+    for term in ("loss", "mlm", "kl", "cos", "grad_norm"):
+        assert sliced.log[0][term] == pytest.approx(whole[term], rel=1e-4), term
+
+
 def test_a_finished_run_of_other_settings_is_refused(run):
     """Would catch: an arm with other weights that is taken for the one in its folder."""
     out = str(run("--alpha-kl", "5").out)

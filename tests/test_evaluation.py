@@ -79,3 +79,12 @@ def test_length_rule_of_either_kind():
     shorter = batch._replace(is_random_next=1 - batch.is_random_next)
     assert nsp_scores(Judge(lambda ids, mask, types: mask[:, 0]), shorter,
                       torch.ones(40, dtype=torch.int64), 16)["nsp_length"] == 1.0
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_pairs_of_one_kind_tell_nothing(kind):
+    """Catches a NaN, which no JSON may hold, where the set has no true pair, as short ones have."""
+    batch = pairs()
+    result = evaluate(MaskedLM(CONFIG), batch._replace(is_random_next=torch.full((40,), kind)))
+    assert all(value == value for value in result.values()) and "nsp_accuracy" not in result
+    assert "sentence_order" in evaluate(MaskedLM(CONFIG), batch)

@@ -1,4 +1,5 @@
 """The training loop: schedule, groups, accumulation, evaluation, checkpoint and resume."""
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,12 +13,13 @@ import torch
 from conftest import (BUDGET, TOY, assert_one_error_line, assert_same_run, log, start_script,
                       weights)
 
+import minibert.evaluation as evaluation_module
 import minibert.training as training_module
 from minibert.config import ModelConfig, RunConfig
 from minibert.data import Batch, Batches
 from minibert.errors import UserError, run_cli
 from minibert.evaluation import evaluate, evaluation_set
-from minibert.files.corpus import prepare
+from minibert.files.corpus import prepare, training_part
 from minibert.files.hub import load_pretrained
 from minibert.files.run_folder import atomic_write
 from minibert.losses import mlm_loss
@@ -81,6 +83,14 @@ def test_trap_25_schedule():
     assert max(steps_up) == pytest.approx(1e-4) and max(steps_down) == pytest.approx(1e-3 / 90)
 
 
+def test_trap_25_no_warmup_has_no_idle_step():
+    """Catches a first update at rate 0 where no warm-up was asked for; one that is asked for, but
+    rounds to nothing, still begins at 0."""
+    rates = [learning_rate(step, dataclasses.replace(RUN, warmup=0.0)) for step in range(101)]
+    assert rates[0] == RUN.learning_rate and rates[50] == RUN.learning_rate / 2 and rates[100] == 0
+    assert learning_rate(0, dataclasses.replace(RUN, steps=3)) == 0
+
+
 def test_trap_25_rate_moves_once_a_step(toy_text, tmp_path, run_script):
     """Catches a schedule that moves with every micro-batch."""
     for count in (1, 4):
@@ -142,16 +152,26 @@ def test_trap_26_accumulation_changes_nothing(toy_text, tmp_path, run_script):
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_micro_batches_cover_the_batch(world_size):
-    """Catches rows that are lost, doubled or misaligned with their labels, in each process."""
+    """Catches rows that are lost, doubled or misaligned with their labels, in each process, and
+    gradients that processes add up more than once in a step."""
     rows = torch.arange(8).view(8, 1)
     batch = Batch(rows, rows, rows, rows[:, 0], rows[:, 0], 5, rows, rows)
     cut = []
     for rank in range(world_size):
-        run = SimpleNamespace(gradient_accumulation_steps=4 // world_size)
-        mine = list(Training.micro_batches(
-            SimpleNamespace(run=run, rank=rank, world_size=world_size), batch))
-        assert len(mine) == 4 // world_size
-        cut += mine
+        alone, apart = [False], []  # now, and in each piece: are the others' gradients left out?
+
+        @contextlib.contextmanager
+        def no_sync(alone=alone):
+            alone[0] = True
+            yield
+            alone[0] = False
+
+        training = SimpleNamespace(rank=rank, world_size=world_size, run=SimpleNamespace(
+            gradient_accumulation_steps=4 // world_size), model=SimpleNamespace(no_sync=no_sync))
+        for micro_batch in Training.micro_batches(training, batch):
+            apart.append(alone[0])
+            cut.append(micro_batch)
+        assert apart == ([False] * 4 if world_size == 1 else [True, False])
     for micro_batch in cut:
         assert len(micro_batch.sequence_ids) == 2 and micro_batch.epoch == 5
         assert all(torch.equal(value.flatten(), micro_batch.sequence_ids) for value in micro_batch
@@ -264,6 +284,29 @@ def test_few_targets_are_said(asked, short, toy_text, tmp_path, run_script, caps
     count = min(metrics[kind]["targets"] for kind in ("full-sentences", "segment-pair"))
     said = f"has {count} tokens to predict, fewer than --eval-targets {asked}"
     assert (said in capsys.readouterr().out) == short
+
+
+def test_evaluation_in_slices_is_the_same(held_out, monkeypatch):
+    """Catches rows that are lost or doubled where few are masked, or evaluated, at a time."""
+    tokenizer, text = held_out
+    run = dataclasses.replace(RUN, seq_length=16, eval_targets=15)
+    model = MaskedLM(CONFIG)
+    whole = evaluation_set(text, "segment-pair", run, tokenizer, "cpu")
+    result = evaluate(model, whole, teacher=model)
+    masked, mask = [], evaluation_module.mask_tokens
+    monkeypatch.setattr(evaluation_module, "mask_tokens", lambda ids, *given, **named: (
+        masked.append(len(ids)), mask(ids, *given, **named))[1])
+    monkeypatch.setattr(evaluation_module, "MASKED_AT_A_TIME", 3)
+    sliced = evaluation_set(text, "segment-pair", run, tokenizer, "cpu")
+    assert all(torch.equal(one, two) for one, two in zip(whole, sliced)
+               if isinstance(one, torch.Tensor))
+    assert sum(masked) - 3 < len(sliced.labels) <= sum(masked) < 15 and set(masked) == {3}
+    monkeypatch.setattr(evaluation_module, "MOST_LOGITS", 3 * 2 * CONFIG.vocab_size)
+    rows = []
+    model.register_forward_hook(lambda _, given, output: rows.append(len(output.hidden)))
+    again = evaluate(model, sliced, teacher=model)
+    assert max(rows) == 3 and again == {name: pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
+                     for name, value in result.items()}
 
 
 def test_trap_37_hash_sees_every_part(held_out):
@@ -447,30 +490,94 @@ def teacher(toy_text, tmp_path_factory):
     return folder
 
 
-def test_loss_that_is_no_number(toy_text, tmp_path, run_script, monkeypatch):
-    """Catches a run that goes on with NaN, or saves it over its last good checkpoint."""
+@pytest.mark.parametrize("what", ["loss", "grad_norm"])
+def test_loss_that_is_no_number(what, toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a run that goes on with NaN, or saves it over its last good checkpoint; a finite loss
+    may have a gradient that is not."""
     true_loss, calls = training_module.Training.backward, []
 
     def broken(self, loss, **terms):
         calls.append(loss)
-        true_loss(self, loss * float("nan") if len(calls) == 7 else loss, **terms)
+        broken_now = len(calls) == 7
+        true_loss(self, loss * float("nan") if broken_now and what == "loss" else loss, **terms)
+        if broken_now:
+            self.module.decoder_bias.grad[3] = float("nan")
 
     monkeypatch.setattr(training_module.Training, "backward", broken)
-    with pytest.raises(UserError, match="loss of step 7 is nan; start again"):
+    said = {"loss": "loss of step 7 is nan", "grad_norm": r"step 7 is \d.*norm nan"}[what]
+    with pytest.raises(UserError, match=said):
         run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 4
     assert all(torch.isfinite(weight).all() for weight in state["model"].values())
 
 
-def test_checkpoint_cut_short(toy_text, tmp_path, run_script, monkeypatch):
-    """Catches a traceback, or a silent new start, when a checkpoint is broken."""
+def test_log_tells_the_epoch_that_was_read(toy_text, tmp_path, run_script):
+    """Catches an epoch that counts as begun when the last one has just ended."""
+    run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run",
+               "--data-tokens", 250, "--log-every", 1)
+    run = RunConfig(**json.loads((tmp_path / "run" / "run.json").read_text())["settings"])
+    tokenizer, text, _, _ = prepare(run.corpus, run.tokenizer, 70)
+    batches = Batches(training_part(text, run), run, special_ids(tokenizer), "cpu", lambda _: 0)
+    epochs = [next(batches).epoch for _ in range(12)]
+    assert epochs[0] == 0 and epochs[-1] > 1
+    assert [line["epoch"] for line in log(tmp_path / "run") if "loss" in line] == epochs
+
+
+def test_processes_drop_other_neurons():
+    """Catches one key of dropout for all processes, whose rows would then be dropped alike."""
+    seeds = set()
+    for rank, step in ((0, 0), (1, 0), (0, 1)):
+        training = SimpleNamespace(run=RUN, out=SimpleNamespace(name="run"), rank=rank, step=step,
+                                   seconds=0, batches=iter([None]), _received=int)
+        next(Training.__iter__(training))
+        seeds.add(torch.initial_seed())
+    assert len(seeds) == 3
+
+
+@pytest.fixture
+def stopped(toy_text, tmp_path, run_script, monkeypatch):
+    """The flags and the folder of a run that was stopped at step 6, after its checkpoint of step 4.
+    """
     flags = [*BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run"]
     with monkeypatch.context() as patch:
         patch.setattr(training_module, "evaluate", stop)
         with pytest.raises(KeyboardInterrupt):
             run_script("train_roberta", *flags)
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    return flags, tmp_path / "run"
+
+
+@pytest.mark.parametrize("left", ["no file", "half a line", "no lines", "a gap"])
+def test_log_that_lost_lines(left, stopped, run_script):
+    """Catches a traceback, or a log that silently lacks the steps before its checkpoint."""
+    flags, out = stopped
+    lines = (out / "log.jsonl").read_text()
+    assert lines.startswith('{"step": 3')
+    (out / "log.jsonl").unlink()
+    if left != "no file":
+        (out / "log.jsonl").write_text({"half a line": lines[:30], "no lines": "",
+                                        "a gap": '{"step": 3, ' + lines.splitlines()[1]}[left])
+    with pytest.raises(UserError, match="log.jsonl has lost lines about the 4 steps.*delete"):
+        run_script("train_roberta", *flags)
+    (out / "log.jsonl").write_text(lines)
+    run_script("train_roberta", *flags)
+    assert [line["step"] for line in log(out)] == [3, 6, 6, 9, 12, 12]
+
+
+def test_log_is_replaced_as_a_whole(stopped, run_script, monkeypatch):
+    """Catches a log that is rewritten in its place: a kill in between would leave half of it."""
+    flags, out = stopped
+    before = (out / "log.jsonl").read_text()
+    monkeypatch.setattr("os.replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_script("train_roberta", *flags)
+    assert (out / "log.jsonl").read_text() == before
+
+
+def test_checkpoint_cut_short(stopped, run_script):
+    """Catches a traceback, or a silent new start, when a checkpoint is broken."""
+    flags, out = stopped
+    checkpoint = out / "checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:500])
     with pytest.raises(UserError, match="checkpoint.pt cannot be read"):
         run_script("train_roberta", *flags)

@@ -1,9 +1,12 @@
 """`make faults`: training in two processes that is stopped, and goes on."""
 import os
+import resource
 import signal
+import socket
 import time
 
-from conftest import finish, weights
+import pytest
+from conftest import assert_one_error_line, finish, start_script, weights
 from test_parallel import assert_same, flags_of, start
 
 
@@ -24,3 +27,56 @@ def test_two_processes_stop_and_go_on(toy_text, tmp_path, run_script):
     assert "continues at step" in finish(start("distill", tmp_path / "two", toy_text, *taught))
     run_script("distill", *flags_of("distill", tmp_path / "one", toy_text, *taught))
     assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+def start_by_hand(*flags):
+    """Two processes that nobody looks after: torchrun would end the other when one has ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (("WORLD_SIZE", 2), ("RANK", rank), ("LOCAL_RANK", rank),
+                                ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+                patch.setenv(name, str(value))
+            started.append(start_script(*flags))
+    return started
+
+
+def test_first_process_ends_the_other(toy_text, tmp_path):
+    """Catches a process that waits for one that has ended in an error, here because the folder
+    holds something else: both end at once, each with one line."""
+    (tmp_path / "letter.txt").write_text("dear")
+    first, second = start_by_hand("train_roberta", *flags_of("train_roberta", tmp_path, toy_text))
+    assert_one_error_line(first, "not a run's folder")
+    assert_one_error_line(second, "another process has ended")
+
+
+def test_first_process_ends_the_other_while_training(toy_text, tmp_path):
+    """Catches the same when only the first process has something to do: it runs out of room for
+    its first checkpoint, at step 4."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # inherited: the write fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        first, second = start_by_hand("train_roberta",
+                                      *flags_of("train_roberta", tmp_path / "run", toy_text))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, old)
+    assert_one_error_line(first, "no room is left")
+    assert_one_error_line(second, "another process has ended")
+
+
+def test_a_stop_is_agreed_at_once(toy_text, tmp_path):
+    """Catches processes that ask each other only when they log, which may be later than the 30
+    seconds that torchrun gives them: here they log never."""
+    flags = ["--steps", "100000", "--log-every", "100000", "--eval-every", "100000",
+             "--checkpoint-every", "20"]
+    run = start("train_roberta", tmp_path / "run", toy_text, *flags)
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        assert run.poll() is None
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGTERM)
+    assert "stopped at step" in run.communicate(timeout=25)[1]
