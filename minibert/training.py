@@ -342,5 +342,6 @@ class Training:
         # What was logged after the checkpoint will be logged again.
         written = [line for line in lines
                    if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        with atomic_write(self.out / "log.jsonl") as temporary:
-            temporary.write_text("".join(line + "\n" for line in written), encoding="utf-8")
+        if self.rank == 0:
+            with atomic_write(self.out / "log.jsonl") as temporary:
+                temporary.write_text("".join(line + "\n" for line in written), encoding="utf-8")
