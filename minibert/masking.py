@@ -64,8 +64,6 @@ def mask_tokens(input_ids: Tensor, sequence_ids: Tensor, *, seed: int, epoch: in
     """
     S, device = input_ids.shape[1], input_ids.device
     special = torch.tensor(special_ids, device=device)
-    # Departure: no special token is ever predicted. BERT's release may choose [UNK], and RoBERTa's
-    # fairseq also <s> and </s>.
     candidates = ~torch.isin(input_ids, special)
     sequence = sequence_ids[:, None]  # (B, 1), which with the position
     position = torch.arange(S, device=device)  # (S,) gives each token a key of its own
@@ -78,6 +76,8 @@ def mask_tokens(input_ids: Tensor, sequence_ids: Tensor, *, seed: int, epoch: in
     lengths = (input_ids != pad_id).sum(1)
     num_predictions = torch.tensor(predictions_by_length, device=device)[lengths]
     random_key = hash_bits(seed, epoch, "choose", sequence, position)
+    # Departure: no special token is ever predicted. BERT's release may choose [UNK], and RoBERTa's
+    # fairseq also <s> and </s>.
     if continues is None:
         chosen = _choose_tokens(random_key, candidates, num_predictions)
     else:

@@ -342,6 +342,5 @@ class Training:
         # What was logged after the checkpoint will be logged again.
         written = [line for line in lines
                    if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        if self.rank == 0:
-            with atomic_write(self.out / "log.jsonl") as temporary:
-                temporary.write_text("".join(line + "\n" for line in written), encoding="utf-8")
+        (self.out / "log.jsonl").write_text("".join(line + "\n" for line in written),
+                                            encoding="utf-8")

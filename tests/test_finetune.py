@@ -364,7 +364,7 @@ def test_from_the_command_line(run, task_dir, monkeypatch, capsys):
     assert "text: accuracy" in printed and "bag of words" in printed
     assert json.loads((task_dir / "out/metrics.json").read_text())["settings"]["rows"] == 16
     for flags, message in (([], "is there already"), (["--epochs", "-1"], "--epochs"),
-                           (["--task", "poetry", "--out", f"{task_dir}/new"], "poetry")):
+                           (["--task", "poetry"], "poetry")):
         monkeypatch.setattr(sys, "argv", [*command, *flags])
         with pytest.raises(SystemExit) as ended:
             run_cli(main)

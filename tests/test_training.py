@@ -218,6 +218,17 @@ def test_data_tokens_are_used(toy_text, tmp_path, run_script):
         run_script("train_roberta", *flags, "--data-tokens", 99999, "--out", tmp_path / "more")
 
 
+@pytest.mark.parametrize("asked, short", [(20, False), (9999, True)])
+def test_few_targets_are_said(asked, short, toy_text, tmp_path, run_script, capsys):
+    """Catches a score of a hundred tokens that passes for one of fifty thousand."""
+    run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run",
+               "--steps", 1, "--eval-targets", asked)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    count = min(metrics[kind]["targets"] for kind in ("full-sentences", "segment-pair"))
+    said = f"has {count} tokens to predict, fewer than --eval-targets {asked}"
+    assert (said in capsys.readouterr().out) == short
+
+
 def test_no_steps_leave_the_initial_weights(toy_text, tmp_path, run_script):
     """Catches a division by no steps, and an update that was not asked for: the scores of a network
     without training are what pretraining has to beat."""
@@ -253,17 +264,6 @@ def test_trap_16_evaluation_is_fixed(held_out):
     assert results[0]["hash"] == results[2]["hash"]
     assert results[0]["mlm_loss"] == pytest.approx(results[2]["mlm_loss"], abs=1e-5)
     assert 20 <= results[0]["targets"] <= 22
-
-
-@pytest.mark.parametrize("asked, short", [(20, False), (9999, True)])
-def test_few_targets_are_said(asked, short, toy_text, tmp_path, run_script, capsys):
-    """Catches a score of a hundred tokens that passes for one of fifty thousand."""
-    run_script("train_roberta", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run",
-               "--steps", 1, "--eval-targets", asked)
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    count = min(metrics[kind]["targets"] for kind in ("full-sentences", "segment-pair"))
-    said = f"has {count} tokens to predict, fewer than --eval-targets {asked}"
-    assert (said in capsys.readouterr().out) == short
 
 
 def test_trap_37_hash_sees_every_part(held_out):
