@@ -64,14 +64,14 @@ def mask_tokens(input_ids: Tensor, sequence_ids: Tensor, *, seed: int, epoch: in
     ([[2, 11, 12, 13, 14, 4, 16, 17, 18, 3]], [[3, 5]], [[13, 15]])
     """
     S, device = input_ids.shape[1], input_ids.device
-    # Departure: no special token is ever predicted. BERT's release may choose [UNK], and RoBERTa's
-    # fairseq also <s> and </s>.
     special, words, predictions_by_length = _tables(tuple(special_ids), vocab_size, rate, S, device)
     candidates = ~torch.isin(input_ids, special)
     sequence = sequence_ids[:, None]  # (B, 1), which with the position
     position = torch.arange(S, device=device)  # (S,) gives each token a key of its own
     num_predictions = predictions_by_length[(input_ids != pad_id).sum(1)]  # (B,)
     random_key = hash_bits(seed, epoch, "choose", sequence, position)
+    # Departure: no special token is ever predicted. BERT's release may choose [UNK], and RoBERTa's
+    # fairseq also <s> and </s>.
     if continues is None:
         chosen = _choose_tokens(random_key, candidates, num_predictions)
     else:

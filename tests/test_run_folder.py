@@ -1,15 +1,18 @@
 """Run folders: who may write there, what a kill or a power cut leaves, what is no run folder."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import BUDGET, TOY
 
 from minibert.config import RunConfig
 from minibert.errors import UserError, run_cli
+from minibert.files.hub import load_pretrained, save_pretrained
 from minibert.files.run_folder import open_run, write_json
 
 METADATA = {"corpus_fingerprint": "a text", "model": {"hidden_size": 16}}
@@ -138,3 +141,50 @@ def test_nothing_is_finished_before_it_is_on_the_disk(toy_text, tmp_path, run_sc
                "--tasks", "text", "--task-dir", tmp_path)
     assert [seen[0], *seen[-2:]] == ["prepared", "metrics.json", "deleted"]
     assert seen.count("metrics.json") == 2 and seen.count("checkpoint.pt") == 3
+
+
+@pytest.fixture
+def distill(toy_text, tmp_path, run_script):
+    """A function that distils for a step, from a teacher that it trains when there is none."""
+    def distill(teacher="teacher"):
+        flags = [*BUDGET, "--steps", 1, "--corpus", toy_text, "--tasks", "none"]
+        if not (tmp_path / "teacher").exists():
+            run_script("train_bert", *flags, *TOY, "--out", tmp_path / "teacher")
+        run_script("distill", *flags, "--teacher", tmp_path / teacher, "--out",
+                   tmp_path / "student")
+    return distill
+
+
+def test_a_student_knows_its_teacher_by_its_weights(distill, tmp_path, capsys):
+    """Catches a teacher that was trained again in the same folder, whose student counts as finished
+    or goes on; and a student that does not know its teacher in another folder."""
+    distill()
+    (tmp_path / "teacher").rename(tmp_path / "elsewhere")
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "teacher")
+    capsys.readouterr()
+    distill("elsewhere")
+    assert "nothing to do" in capsys.readouterr().out
+    model, tokenizer = load_pretrained(tmp_path / "teacher")
+    with torch.no_grad():
+        model.decoder_bias += 1
+    save_pretrained(model, tokenizer, tmp_path / "teacher")
+    for file in ("pytorch_model.bin", "metrics.json"):  # as finished, and as half done
+        with pytest.raises(UserError, match="a run with teacher_weights '"):
+            distill()
+        (tmp_path / "student" / file).unlink()
+
+
+def test_a_student_of_an_earlier_version_stays_finished(distill, tmp_path, capsys):
+    """Catches a comparison whose students were trained before and are all refused now; but a half-
+    done one must not go on, since nobody knows under which teacher it began."""
+    distill()
+    about = tmp_path / "student" / "run.json"
+    known = json.loads(about.read_text())
+    assert len(known.pop("teacher_weights")) == 16
+    about.write_text(json.dumps(known))
+    capsys.readouterr()
+    distill()
+    assert "nothing to do" in capsys.readouterr().out
+    (tmp_path / "student" / "metrics.json").unlink()
+    with pytest.raises(UserError, match="teacher_weights None"):
+        distill()

@@ -38,10 +38,10 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
     result. Writes metrics.json, and of the first seed predictions.tsv and the classifier, to
     tune.out; returns the metrics. Raises UserError when task, run or teacher cannot be used.
     """
+    data = data or load_task(tune.task, tune.task_dir, tune.rows)
     out = Path(tune.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; name another folder with --out")
-    data = data or load_task(tune.task, tune.task_dir, tune.rows)
     pretrained, tokenizer = load_pretrained(run)
     config = dataclasses.replace(pretrained.config, next_sentence=False, hidden_dropout_prob=0.1,
                                  attention_probs_dropout_prob=0.1)
