@@ -298,6 +298,16 @@ def test_evaluation_in_slices_is_the_same(held_out, monkeypatch):
                      for name, value in result.items()}
 
 
+def test_evaluation_is_as_precise_as_training(toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a GPU that trains in bfloat16 and is measured in float32, or the other way round."""
+    seen, linear = set(), torch.nn.functional.linear
+    monkeypatch.setattr(training_module, "autocast", lambda _: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: (
+        seen.add((torch.is_grad_enabled(), (made := linear(*given)).dtype)), made)[1])
+    run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
+    assert seen == {(True, torch.bfloat16), (False, torch.bfloat16)}
+
+
 def test_trap_37_hash_sees_every_part(held_out):
     """Catches losses that count as comparable though another token was asked for, at another
     place, or beside other words."""
