@@ -136,6 +136,12 @@ class Training:
                             f"equal micro-batches for each of {self.world_size} processes")
         self.module = model.to(self.device).train()
         if run.compile:
+            try:
+                torch.compile(torch.neg)(torch.zeros(1, device=self.device))
+            except Exception as error:  # what a compiler lacks is said in many classes
+                said = str(error).partition("\n")[0]
+                raise UserError(f"--compile does not work here ({said}); install g++, or triton for "
+                                "a GPU, or leave it out") from None
             for layer in model.encoder.layers:
                 layer.compile()
         # The scripts call `model`, whose backward pass averages gradients over the processes.
