@@ -137,6 +137,12 @@ class Training:
                             f"equal micro-batches for each of {self.world_size} processes")
         self.module = model.to(self.device).train()
         if run.compile:
+            try:
+                torch.compile(torch.neg)(torch.zeros(1, device=self.device))
+            except Exception as error:  # what a compiler lacks is said in many classes
+                said = str(error).partition("\n")[0]
+                raise UserError(f"--compile does not work here ({said}); install g++, or triton for "
+                                "a GPU, or leave it out") from None
             for layer in model.encoder.layers:
                 layer.compile()
         # The scripts call `model`, whose backward pass averages gradients over the processes.
@@ -228,7 +234,7 @@ class Training:
                                   for value in batch)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """The precision of the forward pass."""
+        """The precision of every forward pass, in training and in evaluation."""
         return autocast(self.device)
 
     def backward(self, loss: Tensor, **terms: Tensor) -> None:
@@ -271,8 +277,9 @@ class Training:
 
         tasks: the scores of the fine-tuning. teacher: to be compared with, at the same targets.
         """
-        metrics = {kind: evaluate(self.module, found, teacher=teacher)
-                   for kind, found in self.eval_sets.items()}
+        with self.autocast():
+            metrics = {kind: evaluate(self.module, found, teacher=teacher)
+                       for kind, found in self.eval_sets.items()}
         metrics |= {"tasks": tasks, "parameters": sum(p.numel() for p in self.module.parameters()),
                     "layers": len(self.module.encoder.layers), "steps": self.step,
                     "tokens": self.tokens, "targets": self.targets,
@@ -291,7 +298,8 @@ class Training:
         if self.step % self.run.log_every == 0 or self.step == self.run.steps:
             self._log_window()
         if self.step % self.run.eval_every == 0 and self.rank == 0:
-            result = evaluate(self.module, self.eval_sets["full-sentences"])
+            with self.autocast():
+                result = evaluate(self.module, self.eval_sets["full-sentences"])
             self._log({"step": self.step, "eval": result})
             if self.bar.disable:
                 left = self.seconds / self.step * (self.run.steps - self.step) / 60

@@ -181,9 +181,12 @@ def test_micro_batches_cover_the_batch(world_size):
 
 
 def test_compiled_blocks_train_alike(toy_text, tmp_path, run_script, monkeypatch):
-    """Catches a flag without effect, and compiled blocks whose weights are saved under other names
-    or move otherwise. Without a C++ compiler only tracing can be tested here."""
+    """Catches a flag without effect, and traced blocks whose weights are saved under other names or
+    move otherwise. A compiler is used in tests/faults."""
     compiled, compile_it = [], torch.nn.Module.compile
+    true_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, backend="eager": true_compile(
+        function, backend=backend))
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: (
         compiled.append(module), compile_it(module, backend="eager")))
     for flags in ([], ["--compile"]):
@@ -193,6 +196,18 @@ def test_compiled_blocks_train_alike(toy_text, tmp_path, run_script, monkeypatch
     one, two = weights(tmp_path / "run0"), weights(tmp_path / "run1")
     assert one.keys() == two.keys()
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_compile_without_a_compiler(toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a traceback of forty lines at the first step."""
+    def no_compiler(function):
+        raise RuntimeError("InvalidCxxCompiler: none found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(UserError, match=r"\(InvalidCxxCompiler: none found\); install g\+\+"):
+        run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run",
+                   "--compile")
+    assert not (tmp_path / "run").exists()
 
 
 def test_trap_35_overfits_one_batch():
@@ -308,6 +323,16 @@ def test_evaluation_in_slices_is_the_same(held_out, monkeypatch):
     close = {name: pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
              for name, value in result.items()}
     assert max(rows) == 3 and again == close
+
+
+def test_evaluation_is_as_precise_as_training(toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a GPU that trains in bfloat16 and is measured in float32, or the other way round."""
+    seen, linear = set(), torch.nn.functional.linear
+    monkeypatch.setattr(training_module, "autocast", lambda _: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: (
+        seen.add((torch.is_grad_enabled(), (made := linear(*given)).dtype)), made)[1])
+    run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
+    assert seen == {(True, torch.bfloat16), (False, torch.bfloat16)}
 
 
 def test_trap_37_hash_sees_every_part(held_out):
