@@ -28,10 +28,9 @@ def run_cli(main: Callable[[], None]) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             _fail(f"no room is left to write {error.filename or 'a file'}; free some space and run "
                   "the same command again")
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            _fail(f"{error.filename} cannot be read or written; check its permissions")
-        if error.filename:  # a file where a folder is needed, a name too long, a path in /proc, ...
-            _fail(f"{error.filename} cannot be used ({error.strerror}); name another path")
+        if error.filename:  # no permission, a file where a folder is needed, a path in /proc, ...
+            _fail(f"{error.filename} cannot be used ({error.strerror}); check its permissions, or "
+                  "name another path")
         raise
 
 

@@ -37,7 +37,7 @@ def make_student(teacher: MaskedLM, distill: DistillConfig, seed: int
     if config.model_type == "bert":
         if config.layer_norm_eps != 1e-12:  # it would be saved, and read again, as another model
             raise UserError(f"the teacher's --layer-norm-eps is {config.layer_norm_eps}, and that "
-                            "of a DistilBERT is always 1e-12; train the teacher with 1e-12")
+                            "of a DistilBERT is always 1e-12; use a teacher with 1e-12")
         changes |= dict(model_type="distilbert", type_vocab_size=0)
     student = MaskedLM(dataclasses.replace(config, **changes), seed)
     if distill.init == "random":

@@ -61,7 +61,6 @@ _DISTILBERT_FIELDS = {"hidden_size": "dim", "num_hidden_layers": "n_layers",
 FILES = ("config.json", "pytorch_model.bin")
 _OURS_ONLY = ("next_sentence", "attn_implementation")
 _CLASSES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
-_BUFFERS = ("bert.embeddings.position_ids", "roberta.embeddings.position_ids")  # no weights
 
 
 def their_names(config: ModelConfig, name: str) -> tuple[str, ...]:
@@ -186,7 +185,8 @@ def fill(make: Callable[[], nn.Module], config: ModelConfig, theirs: dict[str, T
         if ours[name].shape != expected.shape:
             raise UserError(f"{folder}: {names[0]} does not have the shape that its settings give; "
                             "make or copy it again")
-    if unknown := sorted(set(theirs) - ignored - {*_BUFFERS}):
+    # position_ids are 0, 1, 2, ... and no weights.
+    if unknown := sorted(name for name in set(theirs) - ignored if "position_ids" not in name):
         raise UserError(f"{folder} holds the weight {unknown[0]}, which this model has no place "
                         "for; use a model of BERT, RoBERTa or DistilBERT")
     model.load_state_dict(ours, assign=True)
