@@ -29,8 +29,7 @@ class ModelConfig:
     type_vocab_size: int = 2  # 0: none (DistilBERT); 1: a constant row (HF's RoBERTa)
     pad_token_id: int = 0
     vocab_size: int = setting(30522, "entries of the vocabulary, with the special ones", "[1, inf)")
-    hidden_size: int = setting(768, "width of the encoder; heads of 64 and a feed-forward 4 "
-                               "times as wide follow from it", "[1, inf)")
+    hidden_size: int = setting(768, "width; gives heads of 64, a feed-forward of 4 H", "[1, inf)")
     num_hidden_layers: int = setting(12, "layers of the encoder", "[1, inf)")
     num_attention_heads: int = setting(12, "attention heads in each layer", "[1, inf)")
     intermediate_size: int = setting(3072, "width of the feed-forward network", "[1, inf)")
@@ -40,8 +39,7 @@ class ModelConfig:
     attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights", "[0, 1)")
     layer_norm_eps: float = setting(1e-12, "epsilon of each LayerNorm", "(0, inf)")
     initializer_range: float = setting(0.02, "spread of the initial weights", "(0, inf)")
-    attn_implementation: str = setting("sdpa", "attention that is readable (eager) or fused (sdpa)",
-                                       ("eager", "sdpa"))
+    attn_implementation: str = setting("sdpa", "attention, to read or fused", ("eager", "sdpa"))
 
     def __post_init__(self):
         _check(type(self), vars(self))
@@ -125,31 +123,24 @@ class RunConfig:
     preset: str = setting("auto", "sizes and budget; auto is tiny, and small on a GPU",
                           ("auto", *RUN_PRESETS))
     out: str = setting("", "the run's folder, which becomes a Hugging Face folder")
-    steps: int = setting(1, "optimizer steps, that is, updates of the weights; 0 leaves the "
-                         "initial weights as they are", "[0, inf)")
+    steps: int = setting(1, "updates of the weights; 0 leaves them as they start", "[0, inf)")
     seed: int = setting(0, "decides initial weights, order, pairs, masks and dropout", SEEDS)
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
     compile: bool = setting(False, "compile the blocks: after a minute or so, a GPU is faster")
     data_fraction: float = setting(1.0, "share of the training text to use", "(0, 1]")
-    data_tokens: int = setting(0, "use only the first documents, as many as hold this many tokens; "
-                               "0 means that --data-fraction says how much", "[0, inf)")
-    tokenizer: str = setting("wordpiece", "BERT's WordPiece, in lower case, or RoBERTa's "
-                             "byte-level BPE", ("wordpiece", "bpe"))
+    data_tokens: int = setting(0, "tokens of text to use; 0: see --data-fraction", "[0, inf)")
+    tokenizer: str = setting("wordpiece", "BERT's or RoBERTa's own kind", ("wordpiece", "bpe"))
     input_format: str = setting("full-sentences", "how text becomes sequences",
                                 ("segment-pair", "full-sentences", "doc-sentences"))
     nsp: bool = setting(False, "learn next sentence prediction; needs segment-pair")
-    short_seq_prob: float = setting(0.1, "share of documents cut into shorter segment pairs",
-                                    "[0, 1)")
-    masking: str = setting("dynamic", "masks that repeat, or new ones in each epoch",
-                           ("static", "dynamic"))
-    static_masks: int = setting(10, "masks made for each sequence when they are static (BERT's "
-                                "dupe_factor)", "[1, inf)")
+    short_seq_prob: float = setting(0.1, "share of documents cut into shorter pairs", "[0, 1)")
+    masking: str = setting("dynamic", "masks that repeat, or new ones", ("static", "dynamic"))
+    static_masks: int = setting(10, "static masks of each sequence: dupe_factor", "[1, inf)")
     mask_rate: float = setting(0.15, "share of tokens to predict", "(0, 1]")
     whole_word_masking: bool = setting(False, "choose whole words instead of single tokens")
     seq_length: int = setting(128, "tokens in a sequence, special tokens included", "[8, inf)")
     batch_size: int = setting(256, "sequences in an optimizer step", "[1, inf)")
-    gradient_accumulation_steps: int = setting(1, "micro-batches that a batch is cut into, so "
-                                               "that it fits into the memory", "[1, inf)")
+    gradient_accumulation_steps: int = setting(1, "parts of a batch, to save memory", "[1, inf)")
     learning_rate: float = setting(1e-4, "peak, reached at the end of the warm-up", "(0, inf)")
     warmup: float = setting(0.1, "share of the steps in which the learning rate rises", "[0, 1)")
     weight_decay: float = setting(0.01, "AdamW's; LayerNorms and biases have none", "[0, inf)")
@@ -159,14 +150,10 @@ class RunConfig:
     log_every: int = setting(50, "steps between lines of log.jsonl", "[1, inf)")
     eval_every: int = setting(500, "steps between evaluations", "[1, inf)")
     checkpoint_every: int = setting(500, "steps between checkpoints", "[1, inf)")
-    tasks: str = setting("none", "score the run on these in the end, fine-tuned where they have "
-                         "labels; separated by commas, and none means no task")
-    task_dir: str = setting("", "a folder with the tasks' folders, in GLUE's layout [they are "
-                            "downloaded, or made of pydocs]")
-    task_rows: int = setting(0, "use only the first rows of each train.tsv; 0 means as many as "
-                             "the task asks for", "[0, inf)")
-    task_seeds: int = setting(1, "how often to fine-tune on each task; the score is the mean",
-                              "[1, inf)")
+    tasks: str = setting("none", "tasks to be scored on in the end, with commas between them")
+    task_dir: str = setting("", "folder of the tasks' folders [downloaded, or made of pydocs]")
+    task_rows: int = setting(0, "first rows of train.tsv to use; 0: the task's number", "[0, inf)")
+    task_seeds: int = setting(1, "fine-tunings on each task; the score is the mean", "[1, inf)")
 
     def __post_init__(self):
         _check(type(self), vars(self))
@@ -185,17 +172,14 @@ class RunConfig:
 class DistillConfig:
     """What distillation adds (Sanh et al. 2019, section 3)."""
     teacher: str = setting("", "the folder of a run or of a Hugging Face model")
-    student_layers: int = setting(0, "layers of the student; 0 means half of the teacher's",
-                                  "[0, inf)")
+    student_layers: int = setting(0, "layers; 0 means half of the teacher's", "[0, inf)")
     init: str = setting("teacher", "where the student's weights come from", ("teacher", "random"))
     # Paper: these are the weights of DistilBERT's released command; its section 3 names none.
-    alpha_kl: float = setting(5.0, "weight of the soft targets; 0 turns the term off", "[0, inf)")
-    alpha_mlm: float = setting(2.0, "weight of the hard labels; 0 turns the term off", "[0, inf)")
-    alpha_cos: float = setting(1.0, "weight of the hidden states' cosine; 0 turns the term off",
-                               "[0, inf)")
+    alpha_kl: float = setting(5.0, "weight of the soft targets; 0 for none", "[0, inf)")
+    alpha_mlm: float = setting(2.0, "weight of the hard labels; 0 for none", "[0, inf)")
+    alpha_cos: float = setting(1.0, "weight of the hidden states' cosine; 0 for none", "[0, inf)")
     temperature: float = setting(2.0, "of the soft targets; 1 does not soften", "(0, inf)")
-    distill_positions: str = setting("predicted", "where teacher and student are compared",
-                                     ("predicted", "all"))
+    distill_positions: str = setting("predicted", "where both are compared", ("predicted", "all"))
 
     def __post_init__(self):
         _check(type(self), vars(self))
@@ -210,32 +194,26 @@ class DistillConfig:
 class FinetuneConfig:
     """A task, and BERT's own way to learn it (Devlin et al. 2018, appendix A.3)."""
     # Its names are those of TASKS in tasks/tasks.py, which are looked up when it is read.
-    task: str = setting("sst2", "the task, such as sst2, mrpc or library; text and pair are for "
-                        "tasks of your own, with the columns text (or text_a and text_b) and label")
-    task_dir: str = setting("", "a folder with train.tsv and dev.tsv, or with GLUE's folders "
-                            "[they are downloaded, or made of pydocs]")
+    task: str = setting("sst2", "such as mrpc or library; text and pair read files of your own")
+    task_dir: str = setting("", "folder of the task's files [downloaded, or made of pydocs]")
     out: str = setting("", "the folder for the classifier and its scores")
-    epochs: int = setting(0, "passes over train.tsv; 0 means as many as the task asks for",
-                          "[0, inf)")
+    epochs: int = setting(0, "passes over train.tsv; 0 means the task's own number", "[0, inf)")
     batch_size: int = setting(32, "rows in an optimizer step", "[1, inf)")
     # Departure: BERT's 5e-5 is for H = 768; narrower models need larger steps.
     learning_rate: float = setting(0.0, "peak; 0 means 5e-5 * 768 / hidden size", "[0, inf)")
     warmup: float = setting(0.1, "share of the steps in which the learning rate rises", "[0, 1)")
-    rows: int = setting(0, "use only the first rows of train.tsv; 0 means as many as the task asks "
-                        "for", "[0, inf)")
+    rows: int = setting(0, "first rows of train.tsv to use; 0: the task's number", "[0, inf)")
     # Departure: BERT's inputs are never longer than those of its pretraining; a run of --seq-length
     # 32 is fine-tuned on up to 128, at positions that nothing has trained. (The tasks at a run's
     # own end stay within its --seq-length.)
     max_length: int = setting(128, "tokens of an input; the rest is cut off", "[8, inf)")
-    pooling: str = setting("mean", "what the head reads: the mean over the tokens, or [CLS] by the "
-                           "family's own head, which transformers can load", ("mean", "cls"))
+    pooling: str = setting("mean", "read the mean, or [CLS] as transformers", ("mean", "cls"))
     teacher: str = setting("", "a folder that finetune made, to learn from its probabilities")
     # Paper: DistilBERT's released script for SQuAD weighs soft and hard targets alike, at T 2.
     alpha_kl: float = setting(0.5, "share of the teacher's soft targets in the loss", "[0, 1]")
     temperature: float = setting(2.0, "of the soft targets", "(0, inf)")
     seed: int = setting(0, "decides the head's weights, order and dropout", SEEDS)
-    seeds: int = setting(1, "how often to fine-tune, each time with the next seed; the score is "
-                         "the mean", "[1, inf)")
+    seeds: int = setting(1, "how many seeds to fine-tune with, for a mean score", "[1, inf)")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
 
     def __post_init__(self):
@@ -251,10 +229,8 @@ class FinetuneConfig:
 @dataclass(frozen=True)
 class BenchConfig:
     """What is timed, and how often."""
-    num_hidden_layers: int = setting(4, "layers of the encoder; a student has half of them",
-                                     "[1, inf)")
-    hidden_size: int = setting(256, "width; heads have 64, the feed-forward is 4 times as wide",
-                               "[64, inf)")
+    num_hidden_layers: int = setting(4, "layers; a student has half of them", "[1, inf)")
+    hidden_size: int = setting(256, "width; heads of 64 and a feed-forward of 4 H", "[64, inf)")
     vocab_size: int = setting(8192, "entries of the vocabulary", "[100, inf)")
     seq_length: int = setting(128, "tokens in a sequence", "[8, inf)")
     batch_size: int = setting(32, "sequences in an optimizer step", "[1, inf)")
@@ -292,7 +268,9 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: 
     preset = pick_preset(given.get("preset", "auto"), given.get("device", "auto"))
     if "preset" in given:
         given["preset"] = preset  # which may have been `auto`
-    tasks = preset_tasks(preset, given.get("corpus", RunConfig.corpus))
+    tasks = RUN_PRESETS[preset]["tasks"]
+    if preset == "tiny" and given.get("corpus", "pydocs") != "pydocs":
+        tasks = "none"  # its tasks are made of pydocs
     defaults = {item.name: item.default for config in (RunConfig, other)
                 for item in dataclasses.fields(config)}
     # From the weakest to the strongest: each source replaces what those before it say.
@@ -330,13 +308,6 @@ def _describe(config: type, values: dict[str, Any], origins: dict[str, str],
             value = str(values[item.name]) or "-"
             lines.append(f"  {_flag(item.name):32}{value:28}{origins[item.name]}")
     return "\n".join(lines)
-
-
-def preset_tasks(preset: str, corpus: str) -> str:
-    """The tasks that a run ends with: the preset's, but those made of pydocs for pydocs only."""
-    if preset == "tiny" and corpus != "pydocs":
-        return "none"
-    return RUN_PRESETS[preset]["tasks"]
 
 
 def pick_preset(name: str, device: str = "auto") -> str:

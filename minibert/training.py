@@ -141,8 +141,8 @@ class Training:
                 torch.compile(torch.neg)(torch.zeros(1, device=self.device))
             except Exception as error:  # what a compiler lacks is said in many classes
                 said = str(error).partition("\n")[0]
-                raise UserError(f"--compile does not work here ({said}); install g++, or triton for "
-                                "a GPU, or leave it out") from None
+                raise UserError(f"--compile does not work here ({said}); install g++ (for a GPU, "
+                                "triton), or leave it out") from None
             for layer in model.encoder.layers:
                 layer.compile()
         # The scripts call `model`, whose backward pass averages gradients over the processes.

@@ -253,13 +253,14 @@ MUTANTS = [
     *of("minibert/training.py", "tests/test_device.py",
         ("contract: the clock does not wait for a GPU",
          "        self.seconds = time.monotonic() - self.start\n        first", "        first"),
-        ("contract: logits at all positions of all rows", "if everywhere else size", "if 0 else size"),
+        ("contract: logits at all positions of all rows", "if everywhere else size",
+         "if 0 else size"),
         ("contract: a copy that holds up each step", "pin(value).to(", "value.to(")),
     *of("minibert/evaluation.py", "tests/test_evaluation.py "
         "tests/test_training.py::test_trap_16_evaluation_is_fixed "
         "tests/test_training.py::test_trap_37_hash_sees_every_part",
-        ("16 the evaluation's masks follow the seed", "order, seed=0, epoch=0,",
-         "order, seed=run.seed, epoch=0,"),
+        ("16 the evaluation's masks follow the seed", "rows, seed=0, epoch=0,",
+         "rows, seed=run.seed, epoch=0,"),
         ("18 evaluated with dropout", "    model.eval()\n", "    pass\n"),
         ("37 the hash does not see the targets",
          "for tensor in (batch.input_ids, batch.masked_positions, labels)",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minibert.claims.verdicts import all_arms, markdown
-from minibert.tools.table import FLOORS
+from minibert.tasks.tasks import FLOORS
 
 # What the README asks of each claim, in words that fit into a row, and what its paper found; of
 # task scores, points in favour of the claim. The third text is what to quote of a claim that was
@@ -97,7 +97,7 @@ def _note(results: dict[str, Any]) -> str:
         for task in (arm["tasks"] or [{}])[0]:
             scores = [done[task]["score"] for done in arm["tasks"]]
             best[task] = max(best.get(task, 0.0), float(np.mean(scores)))
-            floors[task] = max(arm["tasks"][0][task].get(floor, 0.0) for floor in FLOORS.values())
+            floors[task] = max(arm["tasks"][0][task].get(floor, 0.0) for floor in FLOORS)
     tasks = ", ".join(f"`{task}` {best[task]:.2f} (floor {floors[task]:.2f})" for task in best)
     return (f"{runs} runs, {spent} of one core, models of {results['grid']['layers']} layers and "
             f"students of half as many; ± is the 95 % interval over seeds."

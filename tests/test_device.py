@@ -10,7 +10,9 @@ from device import Device, OnDevice
 
 import minibert.evaluation as evaluation_module
 import minibert.training as training_module
+from minibert.config import FinetuneConfig
 from minibert.errors import UserError
+from minibert.tasks import finetune as finetune_module
 
 FAST = [*BUDGET, "--steps", "4", "--log-every", "100", "--eval-every", "100", "--tasks", "none"]
 
@@ -63,7 +65,7 @@ def counted(monkeypatch, flags_of):
 def test_a_step_waits_for_nothing(script, parts, flags, counted):
     """Catches a number that is read, or a list that is copied to the device, in each step: a GPU
     would stand still until the next one is launched."""
-    # The first step shows examples and makes tables, the last one is logged, and then comes the rest.
+    # The first step shows examples and makes tables, the last one is logged; then comes the rest.
     steps = counted("cuda", script, *flags, "--gradient-accumulation-steps", parts)[1:-2]
     assert len(steps) == 2 and all(step["kernels"] > 100 for step in steps)
     assert not any(step["waits"] for step in steps), [step["waits"] for step in steps]
@@ -141,3 +143,26 @@ def test_a_device_that_counts_otherwise_is_refused(counted, monkeypatch):
     monkeypatch.setattr(training_module, "hash_bits", overflows)
     with pytest.raises(UserError, match="integers of --device mps .* --device cpu"):
         counted("mps", "train_roberta")
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_fine_tuning_waits_for_nothing(flags_of, tmp_path, monkeypatch):
+    """Catches rows that are tokenized, copied or looked up in each step, and an optimizer that
+    launches a kernel for each weight."""
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.tsv").write_text("text\tlabel\n" + "be da\ta\nga\tb\n" * 20)
+    waits, fused, clipped_step = [], [], finetune_module.clipped_step
+
+    def note(model, loss, optimizer):
+        clipped_step(model, loss, optimizer)
+        waits.append(device.waits)
+        fused.append(optimizer.defaults["fused"])
+        device.forget()
+
+    monkeypatch.setattr(finetune_module, "pick_device", lambda _: "cuda")
+    monkeypatch.setattr(finetune_module, "clipped_step", note)
+    bert = flags_of("distill")[len(FAST) + 1]  # the teacher
+    with Device("cuda") as device:
+        finetune_module.finetune(str(bert), FinetuneConfig(
+            task="text", task_dir=str(tmp_path), out=str(tmp_path / "out"), batch_size=8, epochs=1))
+    assert len(waits) == 5 and not any(waits[1:]) and all(fused), waits

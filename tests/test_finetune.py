@@ -15,8 +15,8 @@ from minibert.__main__ import main
 from minibert.config import FinetuneConfig
 from minibert.errors import UserError, run_cli
 from minibert.tasks import finetune as finetune_module
-from minibert.tasks.finetune import (SequenceClassifier, classify, describe, encoder_of, finetune,
-                                     load_classifier, predict)
+from minibert.tasks.finetune import (SequenceClassifier, classify, cut, describe, encoder_of,
+                                     finetune, load_classifier, predict)
 from minibert.tokenizer import train_tokenizer
 
 WORDS = "ba be bi bo bu da de di do du".split()
@@ -88,6 +88,31 @@ def test_several_seeds_give_their_mean(run, task_dir):
     first, kept = (torch.load(task_dir / name / "classifier.pt", weights_only=True)
                    for name in ("3", "both"))
     assert all(torch.equal(first[name], kept[name]) for name in first)
+
+
+def test_texts_are_tokenized_once(run, task_dir, monkeypatch):
+    """Catches texts that are tokenized again in every batch, while a GPU waits, and rows that are
+    padded or cut otherwise than alone."""
+    make, read = finetune_module.encoder_of, []
+
+    def watched(*given):
+        encode = make(*given)
+        return lambda rows: (read.append(len(rows)), encode(rows))[1]
+
+    monkeypatch.setattr(finetune_module, "encoder_of", watched)
+    finetune(run, settings(task_dir, epochs=3))
+    assert read == [400, 60]
+    encode = make(load_pretrained(run)[1], 8, "cpu")
+    rows = [("ba",), ("ba be bi bo bu da de di do",), ("du du", "ba")]
+    together = encode(rows)
+    assert together["input_ids"].shape == (3, 8)  # the longest is cut
+    assert together["token_type_ids"][2].sum() == 2  # "ba" and [SEP]
+    for number, row in enumerate(rows):
+        length = int(together["attention_mask"][number].sum())
+        alone = encode([row])
+        for name, column in cut(together, slice(number, number + 1), length).items():
+            assert torch.equal(column, alone[name])
+        assert not together["input_ids"][number, length:].any()  # [PAD] is 0
 
 
 def test_a_task_says_how_long_it_is_learned(run, task_dir, monkeypatch):

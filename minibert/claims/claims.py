@@ -181,8 +181,7 @@ CLAIMS = (
         Contrast(ROBERTA, WITHOUT_NSP, "no worse"),
         Contrast(ROBERTA, WITHOUT_NSP, "no worse", measure=PAIRS_LOSS),
         Contrast(DOCUMENTS, HALF_STEPS, "no worse")),
-        "RoBERTa Table 2, full sentences against pairs with NSP: +0.4 SQuAD 2.0, +0.7 MNLI, -0.4 "
-        "SST-2",
+        "RoBERTa Table 2, full sentences against NSP: +0.4 SQuAD 2.0, +0.7 MNLI, -0.4 SST-2",
         "Theirs are scores of fine-tuned tasks after a million steps; ours is first of all the "
         "loss, early in training, when two fragments of text in a short sequence are harder to "
         "learn from than one. Between RoBERTa's full sentences and BERT's pairs Adam's beta 2, the "
@@ -231,8 +230,7 @@ CLAIMS = (
         *(Contrast(DISTILROBERTA, arm, "better") for arm in TERMS),
         *(Contrast(DISTILROBERTA, arm, "better", measure=KL_TO_TEACHER) for arm in TERMS),
         *(Contrast(DISTILROBERTA, arm, "better", 0.01, TASKS) for arm in TERMS)),
-        "DistilBERT Table 4, without a term: -2.96 GLUE soft targets, -1.46 cosine, -0.31 hard "
-        "labels",
+        "DistilBERT Table 4, GLUE without it: -2.96 soft targets, -1.46 cosine, -0.31 hard labels",
         "Our student starts from its teacher's layers and is trained for a short time. Of the "
         "measures, the loss is what the hard labels teach, and the KL to the teacher what the soft "
         "targets teach, so the two favour different terms.", decides=9, ranked=True),

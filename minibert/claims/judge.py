@@ -12,7 +12,7 @@ import numpy as np
 
 from minibert.claims.claims import KL_TO_TEACHER, PAIRS_LOSS, TASKS, Arm, Claim, Contrast
 from minibert.errors import UserError
-from minibert.tools.table import FLOORS
+from minibert.tasks.tasks import FLOORS
 
 # Two-sided 95 % points of Student's t, by degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -285,7 +285,7 @@ def above_floors(metrics: list[dict[str, Any]]) -> str:
     says = []
     for name, first in metrics[0]["tasks"].items():
         score = np.mean([one["tasks"][name]["score"] for one in metrics])
-        best = max((floor for floor in FLOORS.values() if floor in first), key=first.get)
+        best = max((floor for floor in FLOORS if floor in first), key=first.get)
         beats = "beats" if score > first[best] + FLOOR_MARGIN else "does not beat"
         says.append(f"{name} {score:.3f} {beats} {best.replace('_', ' ')} {first[best]:.3f}")
     return ", ".join(says)

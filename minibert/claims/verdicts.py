@@ -9,7 +9,7 @@ import numpy as np
 from minibert.claims.claims import MEASURES
 from minibert.claims.judge import in_words, losses
 from minibert.files.run_folder import atomic_write, write_json
-from minibert.tools.table import FLOORS
+from minibert.tasks.tasks import FLOORS
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
@@ -156,9 +156,10 @@ def task_scores(arms: dict[str, dict]) -> dict[str, dict[str, list[float]]]:
     first = next(iter(done.values()))[0]
     scores = {name: {f"{task}, {found['metric']}": [one[task]["score"] for one in tasks]
                      for task, found in tasks[0].items()} for name, tasks in done.items()}
-    for heading, floor in FLOORS.items():
-        scores[heading] = {f"{task}, {found['metric']}": [found[floor]] if floor in found else []
-                           for task, found in first.items()}
+    for floor, heading in FLOORS.items():
+        scores[f"({heading})"] = {
+            f"{task}, {found['metric']}": [found[floor]] if floor in found else []
+            for task, found in first.items()}
     return scores
 
 

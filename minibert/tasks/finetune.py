@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from minibert.config import FinetuneConfig, RunConfig, pick_device
@@ -24,10 +25,10 @@ from minibert.files.run_folder import write_metrics
 from minibert.losses import soft_target_loss
 from minibert.masking import hash_bits
 from minibert.tasks.classifier import SequenceClassifier, load_classifier, save_classifier
-from minibert.tasks.tasks import TASKS, ChoiceData, TaskData, load_task
+from minibert.tasks.tasks import FLOORS, TASKS, ChoiceData, TaskData, load_task
 from minibert.tasks.zero_shot import zero_shot
 from minibert.tokenizer import special_ids
-from minibert.training import clipped_step, learning_rate, optimizer_groups
+from minibert.training import autocast, clipped_step, learning_rate, optimizer_groups
 
 
 def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> dict:
@@ -126,9 +127,7 @@ def finetune_tasks(run: RunConfig, tasks: dict[str, TaskData | ChoiceData]) -> d
 
 def describe(metrics: dict) -> str:
     """A task's result in one line."""
-    beside = {"majority": "majority", "bag_of_words": "bag of words", "overlap": "word overlap",
-              "bigrams": "pairs of neighbouring words",
-              "without_teacher": "without the teacher", "teacher": "the teacher itself"}
+    beside = FLOORS | {"without_teacher": "without the teacher", "teacher": "the teacher itself"}
     return (f"{metrics['task']}: {metrics['metric']} {metrics['score']:.3f} on "
             f"{metrics['dev_rows']} rows (" + ", ".join(
                 f"{text} {metrics[name]:.3f}" for name, text in beside.items() if name in metrics)
@@ -143,26 +142,31 @@ def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Ten
     section 3, "an additional distillation step" while fine-tuning.
     """
     device = next(model.parameters()).device
-    labels = torch.from_numpy(data.labels).to(device)
+    inputs, labels = encode(data.texts), torch.from_numpy(data.labels).to(device)
+    lengths = inputs["attention_mask"].sum(1).cpu()
+    soft = soft if soft is None else soft.to(device)
     peak = tune.learning_rate or 5e-5 * 768 / model.config.hidden_size
     epochs = tune.epochs or TASKS[tune.task].epochs
     steps = epochs * -(-len(labels) // tune.batch_size)
     schedule = RunConfig(out=tune.out, steps=steps, learning_rate=peak, warmup=tune.warmup)
     # Departure: Adam's epsilon is torch's 1e-8; BERT's is 1e-6 in fine-tuning, too.
-    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=0.0)
+    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=0.0,
+                                  fused=device.type == "cuda")  # elsewhere, other last digits
     model.train()
     step = 0
     with tqdm(total=steps, desc=tune.task, disable=None, unit="step") as bar:
         for epoch in range(epochs):
             order = hash_bits(tune.seed, "task order", epoch, torch.arange(len(labels))).argsort()
-            for rows in order.split(tune.batch_size):
+            longest = [int(part.max()) for part in lengths[order].split(tune.batch_size)]
+            for rows, length in zip(order.to(device).split(tune.batch_size), longest):
                 torch.manual_seed(hash_bits(tune.seed, "task dropout", step))
-                logits = model(**encode([data.texts[row] for row in rows.tolist()])).float()
-                truth = labels[rows.to(device)]
+                with autocast(device.type):
+                    logits = model(**cut(inputs, rows, length)).float()
+                truth = labels[rows]
                 loss = (F.cross_entropy(logits, truth) if data.classes
                         else F.mse_loss(logits[:, 0], truth))
                 if soft is not None:
-                    kl = soft_target_loss(logits, soft[rows].to(device), tune.temperature)
+                    kl = soft_target_loss(logits, soft[rows], tune.temperature)
                     loss = tune.alpha_kl * kl + (1 - tune.alpha_kl) * loss
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, schedule)
@@ -173,29 +177,40 @@ def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Ten
 
 
 def encoder_of(tokenizer: Tokenizer, max_length: int, device: str) -> Callable:
-    """From rows of one or two texts to padded inputs of a model, each cut to max_length."""
-    pad = special_ids(tokenizer).pad
+    """From rows of one or two texts to inputs of a model, cut to max_length and padded alike."""
     tokenizer.encode_special_tokens = True  # a text's "[SEP]" is text, as in pretraining
     # Departure: the longer text of a pair is cut at its end until both fit, as by BERT; but where
     # they share an odd number of tokens, the second keeps one more, and BERT's first does.
     tokenizer.enable_truncation(max_length)
-    tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
+    tokenizer.no_padding()
+    padding = {"input_ids": special_ids(tokenizer).pad, "attention_mask": 0, "token_type_ids": 0}
 
     def encode(rows: list[tuple[str, ...]]) -> dict[str, Tensor]:
-        found = tokenizer.encode_batch([row[0] if len(row) == 1 else row for row in rows])
-        columns = {"input_ids": "ids", "attention_mask": "attention_mask",
-                   "token_type_ids": "type_ids"}
-        return {name: torch.tensor([getattr(one, column) for one in found], device=device)
-                for name, column in columns.items()}
+        texts = [row[0] if len(row) == 1 else row for row in rows]
+        found = [(one.ids, one.attention_mask, one.type_ids)
+                 for i in range(0, len(texts), 1000)  # what the tokenizer returns is large
+                 for one in tokenizer.encode_batch(texts[i:i + 1000])]
+        return {name: pad_sequence([torch.tensor(values) for values in column], batch_first=True,
+                                   padding_value=padding[name]).to(device)
+                for name, column in zip(padding, zip(*found))}
     return encode
+
+
+def cut(inputs: dict[str, Tensor], rows: "Tensor | slice", length: int) -> dict[str, Tensor]:
+    """Some rows of a model's inputs, each (N, S), as long as the longest of them."""
+    return {name: column[rows, :length] for name, column in inputs.items()}
 
 
 @torch.no_grad()
 def predict(model: SequenceClassifier, encode: Callable, rows: list[tuple[str, ...]]) -> Tensor:
     """Logits without dropout, (rows, C) float32 on the CPU."""
     model.eval()
-    found = [model(**encode(rows[i:i + 64])).float().cpu() for i in range(0, len(rows), 64)]
-    return torch.cat(found)
+    inputs = encode(rows)
+    longest = [int(part.max()) for part in inputs["attention_mask"].sum(1).cpu().split(64)]
+    with autocast(inputs["input_ids"].device.type):
+        found = [model(**cut(inputs, slice(64 * i, 64 * i + 64), length)).float()
+                 for i, length in enumerate(longest)]
+    return torch.cat(found).cpu()
 
 
 def classify(folder: str, texts: list[tuple[str, ...]]) -> str:

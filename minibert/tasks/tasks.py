@@ -46,6 +46,9 @@ TASKS = {
 # Tasks that need no labels and no fine-tuning, see zero_shot.py.
 CHOICES = {name: Task(("right", "wrong"), "scored", folder=name, script="tasks_pydocs")
            for name in ("word-order", "halves")}
+# The rules that need no model, by their names in metrics.json.
+FLOORS = {"majority": "majority", "bag_of_words": "bag of words", "overlap": "word overlap",
+          "bigrams": "pairs of words"}
 
 
 @dataclass(frozen=True)

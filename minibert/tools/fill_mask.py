@@ -31,8 +31,7 @@ def fill_mask(folders: list[str], text: str, top: int = 5, names: list[str] | No
         lines += ["", f"{' ' * width}  {heads}".rstrip()]
         for id in ids:
             word, cells = tokens[id], []
-            for guess in guesses:
-                probabilities, their_tokens = guess[blank]
+            for probabilities, their_tokens in (guess[blank] for guess in guesses):
                 if word in their_tokens:
                     # In one vocabulary the number tells: a byte may look like another as a word.
                     its = id if their_tokens == tokens else their_tokens.index(word)

@@ -5,6 +5,7 @@ from typing import Any
 
 from minibert.errors import UserError
 from minibert.files.run_folder import read_json
+from minibert.tasks.tasks import FLOORS
 
 COLUMNS = {  # of a run's metrics
     "parameters": lambda m: f"{m['parameters']:,}",
@@ -16,8 +17,6 @@ COLUMNS = {  # of a run's metrics
     "loss in pairs": lambda m: f"{m['segment-pair']['mlm_loss']:.3f}",
     "seconds": lambda m: f"{m['seconds']:.0f}",
 }
-FLOORS = {"(majority)": "majority", "(bag of words)": "bag_of_words", "(word overlap)": "overlap",
-          "(pairs of words)": "bigrams"}
 
 
 def family_table(folders: list[str]) -> str:
@@ -42,16 +41,16 @@ def family_table(folders: list[str]) -> str:
         row = {"run": Path(folder).name, **{name: of(metrics) for name, of in COLUMNS.items()}}
         for name, task in metrics.get("tasks", {}).items():
             name = f"{name} {task['metric']}"
-            floors = {floor: task.get(floor) for floor in (*FLOORS.values(), "dev_rows")}
+            floors = {floor: task.get(floor) for floor in (*FLOORS, "dev_rows")}
             if floors != tasks.setdefault(name, floors):
                 raise UserError(f"{folder} was scored in {name} on other rows than the runs before "
                                 "it; compare runs with the same --task-rows")
             row[name] = f"{task['score']:.3f}"
         rows.append(row)
-    for name, floor in FLOORS.items():
+    for floor, name in FLOORS.items():
         known = {task: f"{floors[floor]:.3f}" for task, floors in tasks.items()
                  if floors[floor] is not None}
-        rows += [{"run": name, **known}] if known else []
+        rows += [{"run": f"({name})", **known}] if known else []
     headings = ["run", *COLUMNS, *tasks]
     cells = [headings, *([row.get(heading, "") for heading in headings] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
