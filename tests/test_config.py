@@ -130,11 +130,11 @@ def test_help_shows_no_default_that_a_preset_overrules(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         train_bert.main()
     shown = " ".join(capsys.readouterr().out.split())
-    for text in ("initial weights as they are [by preset]",
-                 "4 times as wide follow from it [by preset]",
+    for text in ("0 leaves them as they start [by preset]",
+                 "a feed-forward of 4 H [by preset]",
                  "sequences in an optimizer step [by preset]",
                  "clip the gradient to this norm; 0 means never [1.0]",
-                 "masks that repeat, or new ones in each epoch [static]"):
+                 "masks that repeat, or new ones [static]"):
         assert text in shown, text
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import BUDGET, TOY, assert_one_error_line, start_script
 
-from minibert.config import preset_tasks
+from minibert.config import ModelConfig, parse_flags
 from minibert.errors import UserError
 from minibert.files import corpus as corpus_module
 from minibert.tasks import tasks as tasks_module
@@ -191,9 +191,13 @@ def test_a_row_without_a_label_is_named_by_its_line(tmp_path):
 
 def test_tasks_of_a_preset():
     """Catches the embedded corpus's tasks after a run on one's own text, and none elsewhere."""
-    assert preset_tasks("tiny", "pydocs") == "library,word-order,halves"
-    assert preset_tasks("tiny", "my.txt") == "none"
-    assert preset_tasks("small", "my.txt") == preset_tasks("base", "pydocs") == "sst2,mrpc,cola"
+    def tasks(preset, corpus):
+        flags = ["--preset", preset, "--corpus", corpus, "--out", "run"]
+        return parse_flags("Doc.", {}, {preset: 1}, ModelConfig, argv=flags)[0].tasks
+
+    assert tasks("tiny", "pydocs") == "library,word-order,halves"
+    assert tasks("tiny", "my.txt") == "none"
+    assert tasks("small", "my.txt") == tasks("base", "pydocs") == "sst2,mrpc,cola"
 
 
 def test_a_task_that_is_not_there_stops_the_run_before_it_starts(toy_text, tmp_path):
