@@ -140,8 +140,8 @@ class Training:
                 torch.compile(torch.neg)(torch.zeros(1, device=self.device))
             except Exception as error:  # what a compiler lacks is said in many classes
                 said = str(error).partition("\n")[0]
-                raise UserError(f"--compile does not work here ({said}); install g++, or triton for "
-                                "a GPU, or leave it out") from None
+                raise UserError(f"--compile does not work here ({said}); install g++ (for a GPU: "
+                                "triton), or leave it out") from None
             for layer in model.encoder.layers:
                 layer.compile()
         # The scripts call `model`, whose backward pass averages gradients over the processes.
@@ -339,15 +339,13 @@ class Training:
         how long the steps took. Raises UserError when a loss or a gradient is NaN or infinite,
         before a checkpoint can hold what it made of the weights.
         """
-        names = self.window[0] if self.window else ()
         values = {name: torch.stack([terms[name] for terms in self.window]).tolist()
-                  for name in names}
+                  for name in self.window[0]}
         self.seconds = time.monotonic() - self.start
         first = self.step - len(self.window) + 1
-        pairs = zip(values.get("loss", ()), values.get("grad_norm", ()))
-        for step, (loss, norm) in enumerate(pairs, first):
+        for step, (loss, norm) in enumerate(zip(values["loss"], values["grad_norm"]), first):
             if not math.isfinite(loss + norm):
-                raise UserError(f"the loss of step {step} is {loss} and its gradient's norm {norm}; "
+                raise UserError(f"the loss of step {step} is {loss}, its gradient's norm {norm}; "
                                 f"{self.out} keeps its last good checkpoint: start again, in "
                                 "another folder, with a lower --learning-rate")
         return values
@@ -361,7 +359,8 @@ class Training:
             os.fsync(log.fileno())  # a checkpoint that counts on this line comes later
 
     def _save_checkpoint(self) -> None:
-        self._read_window()
+        if self.window:
+            self._read_window()
         if self.rank:
             return
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
