@@ -344,13 +344,11 @@ class Training:
         how long the steps took. Raises UserError when a loss or a gradient is NaN or infinite,
         before a checkpoint can hold what it made of the weights.
         """
-        names = self.window[0] if self.window else ()
         values = {name: torch.stack([terms[name] for terms in self.window]).tolist()
-                  for name in names}
+                  for name in self.window[0]}
         self.seconds = time.monotonic() - self.start
         first = self.step - len(self.window) + 1
-        pairs = zip(values.get("loss", ()), values.get("grad_norm", ()))
-        for step, (loss, norm) in enumerate(pairs, first):
+        for step, (loss, norm) in enumerate(zip(values["loss"], values["grad_norm"]), first):
             if not math.isfinite(loss + norm):
                 raise UserError(f"the loss of step {step} is {loss}, its gradient's norm {norm}; "
                                 "start again, in another folder, with a lower --learning-rate")
@@ -363,7 +361,8 @@ class Training:
             log.write(json.dumps(line) + "\n")
 
     def _save_checkpoint(self) -> None:
-        self._read_window()
+        if self.window:
+            self._read_window()
         if self.rank:
             return
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),

@@ -15,7 +15,7 @@ from minibert.__main__ import main
 from minibert.config import FinetuneConfig
 from minibert.errors import UserError, run_cli
 from minibert.tasks import finetune as finetune_module
-from minibert.tasks.finetune import (SequenceClassifier, classify, cut, describe, encoder_of,
+from minibert.tasks.finetune import (SequenceClassifier, batches, classify, describe, encoder_of,
                                      finetune, load_classifier, predict)
 from minibert.tokenizer import train_tokenizer
 
@@ -107,12 +107,11 @@ def test_texts_are_tokenized_once(run, task_dir, monkeypatch):
     together = encode(rows)
     assert together["input_ids"].shape == (3, 8)  # the longest is cut
     assert together["token_type_ids"][2].sum() == 2  # "ba" and [SEP]
-    for number, row in enumerate(rows):
-        length = int(together["attention_mask"][number].sum())
-        alone = encode([row])
-        for name, column in cut(together, slice(number, number + 1), length).items():
-            assert torch.equal(column, alone[name])
-        assert not together["input_ids"][number, length:].any()  # [PAD] is 0
+    order = torch.tensor([2, 0, 1])
+    for (number, batch), row in zip(batches(together, order, 1), order.tolist(), strict=True):
+        alone = encode([rows[row]])
+        assert number == row and all(torch.equal(batch[name], alone[name]) for name in alone)
+        assert not together["input_ids"][row, alone["input_ids"].shape[1]:].any()  # [PAD] is 0
 
 
 def test_a_task_says_how_long_it_is_learned(run, task_dir, monkeypatch):

@@ -328,8 +328,8 @@ def test_evaluation_in_slices_is_the_same(held_out, monkeypatch):
 def test_evaluation_is_as_precise_as_training(toy_text, tmp_path, run_script, monkeypatch):
     """Catches a GPU that trains in bfloat16 and is measured in float32, or the reverse."""
     seen, linear = set(), torch.nn.functional.linear
-    monkeypatch.setattr(training_module, "autocast",
-                        lambda _: torch.autocast("cpu", torch.bfloat16))
+    bfloat16 = torch.autocast("cpu", torch.bfloat16)
+    monkeypatch.setattr(training_module, "autocast", lambda _: bfloat16)
     monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: (
         seen.add((torch.is_grad_enabled(), (made := linear(*given)).dtype)), made)[1])
     run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")

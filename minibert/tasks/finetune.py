@@ -7,7 +7,7 @@ C classes (1 where the task's labels are values).
 """
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
         its_encode = encoder_of(its_tokenizer, min(tune.max_length, teacher.config.max_length),
                                 device)
         teacher.to(device)
-        soft = predict(teacher, its_encode, data.texts)
+        soft = predict(teacher, its_encode, data.texts).to(device)
         beside["teacher"] = data.score(predict(teacher, its_encode, data.dev_texts)
                                        .argmax(1).numpy())
 
@@ -143,25 +143,22 @@ def train(model: SequenceClassifier, encode: Callable, data: TaskData, soft: Ten
     """
     device = next(model.parameters()).device
     inputs, labels = encode(data.texts), torch.from_numpy(data.labels).to(device)
-    lengths = inputs["attention_mask"].sum(1).cpu()
-    soft = soft if soft is None else soft.to(device)
     peak = tune.learning_rate or 5e-5 * 768 / model.config.hidden_size
     epochs = tune.epochs or TASKS[tune.task].epochs
     steps = epochs * -(-len(labels) // tune.batch_size)
     schedule = RunConfig(out=tune.out, steps=steps, learning_rate=peak, warmup=tune.warmup)
     # Departure: Adam's epsilon is torch's 1e-8; BERT's is 1e-6 in fine-tuning, too.
-    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=0.0,
-                                  fused=device.type == "cuda")  # elsewhere, other last digits
+    fused = device.type == "cuda"  # on a CPU the last digits of the scores would change
+    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=0.0, fused=fused)
     model.train()
     step = 0
     with tqdm(total=steps, desc=tune.task, disable=None, unit="step") as bar:
         for epoch in range(epochs):
             order = hash_bits(tune.seed, "task order", epoch, torch.arange(len(labels))).argsort()
-            longest = [int(part.max()) for part in lengths[order].split(tune.batch_size)]
-            for rows, length in zip(order.to(device).split(tune.batch_size), longest):
+            for rows, batch in batches(inputs, order, tune.batch_size):
                 torch.manual_seed(hash_bits(tune.seed, "task dropout", step))
                 with autocast(device.type):
-                    logits = model(**cut(inputs, rows, length)).float()
+                    logits = model(**batch).float()
                 truth = labels[rows]
                 loss = (F.cross_entropy(logits, truth) if data.classes
                         else F.mse_loss(logits[:, 0], truth))
@@ -196,20 +193,26 @@ def encoder_of(tokenizer: Tokenizer, max_length: int, device: str) -> Callable:
     return encode
 
 
-def cut(inputs: dict[str, Tensor], rows: "Tensor | slice", length: int) -> dict[str, Tensor]:
-    """Some rows of a model's inputs, each (N, S), as long as the longest of them."""
-    return {name: column[rows, :length] for name, column in inputs.items()}
+def batches(inputs: dict[str, Tensor], order: Tensor, size: int
+            ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """So many rows of a model's inputs (N, S) at a time, and each time as long as the longest.
+
+    order: (N,) int64, on the CPU. Yields the rows' numbers, on the device, and their inputs. Only
+    before the first a GPU is waited for.
+    """
+    lengths = inputs["attention_mask"].sum(1).cpu()[order]
+    here = order.to(inputs["input_ids"].device)
+    for rows, length in zip(here.split(size), lengths.split(size)):
+        yield rows, {name: column[rows, :int(length.max())] for name, column in inputs.items()}
 
 
 @torch.no_grad()
 def predict(model: SequenceClassifier, encode: Callable, rows: list[tuple[str, ...]]) -> Tensor:
     """Logits without dropout, (rows, C) float32 on the CPU."""
     model.eval()
-    inputs = encode(rows)
-    longest = [int(part.max()) for part in inputs["attention_mask"].sum(1).cpu().split(64)]
+    inputs, order = encode(rows), torch.arange(len(rows))
     with autocast(inputs["input_ids"].device.type):
-        found = [model(**cut(inputs, slice(64 * i, 64 * i + 64), length)).float()
-                 for i, length in enumerate(longest)]
+        found = [model(**batch).float() for _, batch in batches(inputs, order, 64)]
     return torch.cat(found).cpu()
 
 
