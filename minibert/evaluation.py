@@ -47,11 +47,10 @@ def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
         found += int((labels != IGNORE).sum())
         if found >= run.eval_targets:
             break
-    batch = Batch._make(torch.cat(values) if isinstance(values[0], Tensor) else values[0]
-                        for values in zip(*pieces))
-    enough = int(((batch.labels != IGNORE).sum(1).cumsum(0) < run.eval_targets).sum()) + 1
-    return Batch._make(value[:enough].to(device) if isinstance(value, Tensor) else value
-                       for value in batch)
+    targets = torch.cat([(piece.labels != IGNORE).sum(1) for piece in pieces])
+    enough = int((targets.cumsum(0) < run.eval_targets).sum()) + 1
+    return Batch._make(torch.cat(values)[:enough].to(device) if isinstance(values[0], Tensor)
+                       else values[0] for values in zip(*pieces))
 
 
 @torch.no_grad()

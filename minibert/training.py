@@ -122,10 +122,6 @@ class Training:
         """
         self.run, self.out, self.tokenizer = run, Path(run.out), tokenizer
         self.device = pick_device(run.device)
-        numbers = torch.arange(1000)
-        if not torch.equal(hash_bits(numbers.to(self.device)).cpu(), hash_bits(numbers)):
-            raise UserError(f"the integers of --device {self.device} overflow, so that its masks "
-                            "would not be those of other devices; use --device cpu")
         if run.seq_length > model.config.max_length:
             raise UserError(f"--seq-length {run.seq_length} is more than the model's "
                             f"{model.config.max_length} positions; use less, or a model "
@@ -135,6 +131,10 @@ class Training:
             raise UserError(f"--batch-size {run.batch_size} does not divide into "
                             f"--gradient-accumulation-steps {run.gradient_accumulation_steps} "
                             f"equal micro-batches for each of {self.world_size} processes")
+        numbers = torch.arange(1000)
+        if not torch.equal(hash_bits(numbers.to(self.device)).cpu(), hash_bits(numbers)):
+            raise UserError(f"the integers of --device {self.device} overflow, so that its masks "
+                            "would not be those of other devices; use --device cpu")
         self.module = model.to(self.device).train()
         if run.compile:
             try:

@@ -13,7 +13,9 @@ import torch
 from conftest import BUDGET, ROOT, TOY, finish, weights
 
 import minibert.training as training_module
+from minibert.config import ModelConfig, RunConfig
 from minibert.errors import UserError
+from minibert.model import MaskedLM
 from minibert.training import Training, join_processes
 
 NO_DROPOUT = ["--hidden-dropout-prob", "0", "--attention-probs-dropout-prob", "0"]
@@ -86,6 +88,21 @@ def test_processes_take_a_gpu_each(monkeypatch):
     assert chosen == [gpu, ("cpu:gloo,cuda:nccl", gpu)]
     join_processes("cpu")
     assert chosen[2:] == [("gloo", None)]
+
+
+def test_processes_touch_their_own_gpu_only(monkeypatch):
+    """Catches a tensor that is made before a process knows its GPU, and so takes room on the first
+    one, for every process."""
+    class Chosen(Exception):
+        pass
+
+    def choose(device):
+        raise Chosen
+
+    monkeypatch.setattr(training_module, "pick_device", lambda _: "cuda")
+    monkeypatch.setattr(training_module, "join_processes", choose)
+    with pytest.raises(Chosen):  # without a GPU, a tensor there would raise another error
+        Training(RunConfig(out="-"), MaskedLM(ModelConfig.preset("tiny")), *[None] * 5)
 
 
 class AsIfShared(torch.nn.Module):
