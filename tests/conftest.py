@@ -50,6 +50,14 @@ def prepared_aside(tmp_path_factory):
 
 
 @pytest.fixture
+def float64():
+    """New models have fifteen digits, so that two ways to compute a number can be told apart."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def run_script(monkeypatch):
     """Run a script's main() in this process: run_script("train_bert", "--out", ...)."""
     def run(name, *flags):
