@@ -106,6 +106,25 @@ def test_model_equals_the_numpy_code(kind, act, attention):
     assert_equals_reference(model, input_ids=ids, attention_mask=mask)
 
 
+def draw_dropout(x, rate):
+    """What torch's generator drops next: the rest is scaled up, so that the mean stays."""
+    return x * F.dropout(torch.ones(x.shape, dtype=torch.float64), rate).numpy()
+
+
+@BOTH
+@pytest.mark.parametrize("hidden, attended", [(0.3, 0.5), (0.3, 0.0), (0.0, 0.5)])
+@pytest.mark.parametrize("kind", READ.values(), ids=READ.keys())
+def test_dropout_equals_the_numpy_code(kind, hidden, attended, attention):
+    """Would catch trap 18: dropout at another place, at another rate, before its norm or after the
+    residual. Both models draw from torch's generator, in the same order and shapes."""
+    model = shaken(attention, hidden_dropout_prob=hidden, attention_probs_dropout_prob=attended,
+                   **kind).train()
+    ids, mask = awkward(model.config)
+    for positions in (POSITIONS, None):
+        assert_equals_reference(model, draw_dropout, input_ids=ids, attention_mask=mask,
+                                token_type_ids=TYPES, positions=positions)
+
+
 # Attention masks and batches
 
 def test_masks_and_token_types_are_named():
