@@ -64,3 +64,10 @@ def test_a_finished_run_on_another_text_is_refused(run, toy_text, tmp_path):
     text.write_text(toy_text.read_text() + "\n\nmore.\n")
     with pytest.raises(UserError, match="corpus_fingerprint"):
         run("--corpus", text)
+
+
+@pytest.mark.parametrize("flag", ["--nsp", "--tokenizer"])
+def test_flags_without_effect_are_unknown(run, flag):
+    """Would catch: a setting that is taken and then not read. The tokenizer is the teacher's."""
+    with pytest.raises(UserError, match=f"unrecognized arguments: {flag}"):
+        run(flag)

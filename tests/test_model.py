@@ -14,6 +14,7 @@ import reference
 import torch
 import torch.nn.functional as F
 
+import minibert.model as model_module
 from minibert.config import ModelConfig
 from minibert.errors import UserError
 from minibert.losses import mlm_loss, nsp_loss
@@ -56,7 +57,8 @@ def assert_close(a, b, atol):
 @torch.no_grad()
 def shaken(attention="sdpa", **changes):
     """A model in which every detail shows: a large epsilon, no bias is 0 and no scale is 1."""
-    model = tiny(attn_implementation=attention, layer_norm_eps=0.3, **changes).double()
+    model = tiny(attn_implementation=attention, layer_norm_eps=0.3, num_hidden_layers=3,
+                 **changes).double()
     draw = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         if parameter.dim() == 1:
@@ -125,7 +127,36 @@ def test_dropout_equals_the_numpy_code(kind, hidden, attended, attention):
                                 token_type_ids=TYPES, positions=positions)
 
 
+def test_attention_is_the_one_that_was_chosen(monkeypatch):
+    """Would catch: a flag that is not read, though both give the same numbers."""
+    calls, readable = [], model_module.readable_attention
+    monkeypatch.setattr(model_module, "readable_attention",
+                        lambda *given, **named: calls.append(1) or readable(*given, **named))
+    ids, _ = sentences()
+    tiny(attn_implementation="sdpa")(ids)
+    assert not calls
+    tiny(attn_implementation="eager")(ids)
+    assert len(calls) == 2  # one for each layer
+
+
+def test_readable_attention_has_the_defaults_of_the_fused_one():
+    """Would catch: a function that needs what torch's does not, or drops what nobody asked for."""
+    query, key, value = torch.randn(3, 2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    assert_close(model_module.readable_attention(query, key, value),
+                 F.scaled_dot_product_attention(query, key, value), atol=1e-6)
+
+
 # Attention masks and batches
+
+@BOTH
+def test_a_mask_of_ones_costs_no_digits(attention):
+    """Would catch: a large number added to the scores of real tokens, too, which their softmax
+    does not see, but which leaves them three digits."""
+    model = tiny(attn_implementation=attention)
+    ids, _ = sentences()
+    assert_close(model(ids, attention_mask=torch.ones_like(ids)).mlm_logits, model(ids).mlm_logits,
+                 atol=1e-6)
+
 
 def test_masks_and_token_types_are_named():
     """Would catch trap 19: token types that are passed in the place of the attention mask."""
@@ -337,6 +368,12 @@ def test_initial_weights_leave_torchs_generator_alone():
     before = torch.get_rng_state()
     initialize(one, 0.02, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_golden_values_of_the_initial_weights():
+    """Would catch: other keys for the draw, after which no old run could be repeated."""
+    drawn = MaskedLM(ModelConfig(**TINY)).encoder.layers[1].output.weight[0, :4]  # with seed 0
+    assert drawn.tolist() == pytest.approx([0.2398, 0.1844, 0.2669, 0.3632], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)

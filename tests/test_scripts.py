@@ -6,16 +6,18 @@ gradient, and the new weights. All of it is equal to 1e-10, for the recipes as t
 every flag that they read.
 """
 import dataclasses
+import importlib
 import itertools
 import json
 import math
+import runpy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import reference
 import torch
-from conftest import log
+from conftest import ROOT, log
 from test_data import SPECIAL, plain_sequence
 from test_model import draw_dropout
 
@@ -29,17 +31,17 @@ from minibert.model import MaskedLM
 from minibert.student import make_student
 from minibert.training import Training
 
-# What each paper says, and what the settings of these runs are besides.
+# What each paper says; a student's part of it; and the settings of these runs besides.
 RECIPES = {
     "train_bert": dict(input_format="segment-pair", nsp=True, masking="static", static_masks=10,
                        adam_beta2=0.999, weight_decay=0.01, max_grad_norm=1.0),
     "train_roberta": dict(input_format="full-sentences", nsp=False, masking="dynamic",
-                          static_masks=10, adam_beta2=0.98, weight_decay=0.01, max_grad_norm=0.0),
-    "distill": dict(input_format="full-sentences", nsp=False, masking="dynamic", static_masks=10,
-                    adam_beta2=0.98, weight_decay=0.0, max_grad_norm=5.0, student_layers=0,
-                    init="teacher", alpha_mlm=2.0, alpha_kl=5.0, alpha_cos=1.0, temperature=2.0,
-                    distill_positions="predicted"),
+                          adam_beta2=0.98, weight_decay=0.01, max_grad_norm=0.0),
+    "distill": dict(input_format="full-sentences", nsp=False, masking="dynamic",
+                    adam_beta2=0.98, weight_decay=0.0, max_grad_norm=5.0),
 }
+STUDENT = dict(student_layers=0, init="teacher", alpha_mlm=2.0, alpha_kl=5.0, alpha_cos=1.0,
+               temperature=2.0, distill_positions="predicted")
 RUN = dict(steps=4, seed=0, tokenizer="wordpiece", data_fraction=1.0, data_tokens=300,
            short_seq_prob=0.1, mask_rate=0.15, whole_word_masking=False, seq_length=24,
            batch_size=8, gradient_accumulation_steps=1, learning_rate=2e-3, warmup=0.1)
@@ -315,30 +317,31 @@ class SecondRun:
     """A run of a script, computed a second time: its model, its batches and its losses."""
 
     def __init__(self, script, changes, toy_text, teachers):
-        given = {**RUN, **({} if script == "distill" else SHAPE), **changes}
-        self.settings = settings = SimpleNamespace(**{**SHAPE, **RECIPES[script], **given})
+        given = {**RUN, **changes} if script == "distill" else {**RUN, **SHAPE, **changes}
+        self.settings = settings = SimpleNamespace(
+            **{**SHAPE, **STUDENT, "static_masks": 10, **RECIPES[script], **given})
         if script == "distill":
             given["teacher"] = teachers / given.get("teacher", "bert")
-            given.pop("tokenizer")  # the teacher's
-        self.flags = [*flags_of(given), "--corpus", toy_text, "--preset", "tiny", "--device", "cpu",
-                      "--log-every", 1, "--eval-every", 2, "--eval-targets", 1, "--tasks", "none"]
-        if script == "distill":
-            teacher, _ = load_pretrained(given["teacher"])
-            self.model, _ = make_student(teacher, DistillConfig(
+            given.pop("tokenizer")  # it is the teacher's
+            teacher, tokenizer = load_pretrained(given["teacher"])
+            prepared = prepare(str(toy_text), tokenizer=tokenizer)
+            self.model, self.teacher_layers = make_student(teacher, DistillConfig(
                 teacher="-", student_layers=settings.student_layers, init=settings.init),
                 settings.seed)
             self.losses_of = lambda *given: distillation_losses(
                 *given, arrays(teacher.named_parameters()), teacher.config)
         else:
+            prepared = prepare(str(toy_text), settings.tokenizer, settings.vocab_size)
             self.model = MaskedLM(config_of(script, settings), settings.seed)
             self.losses_of = pretraining_losses
-        self.toy_text = toy_text
+        self.tokenizer, self.corpus, _, self.fingerprint = prepared
+        self.flags = [*flags_of(given), "--corpus", toy_text, "--preset", "tiny", "--device", "cpu",
+                      "--log-every", 1, "--eval-every", 2, "--eval-targets", 1, "--tasks", "none"]
 
     def batches(self):
         """One batch after the other."""
-        settings = self.settings
-        tokenizer, corpus, *_ = prepare(str(self.toy_text), settings.tokenizer, settings.vocab_size)
-        vocabulary = {number: token for token, number in tokenizer.get_vocab().items()}
+        settings, corpus = self.settings, self.corpus
+        vocabulary = {number: token for token, number in self.tokenizer.get_vocab().items()}
         share = settings.data_tokens / len(corpus.tokens) or settings.data_fraction
         for found in sequences(settings, corpus.fraction(share)):
             yield batch_of(*found, settings, corpus, vocabulary)
@@ -354,7 +357,7 @@ class SecondRun:
     f"{script}-{' '.join(changes) if len(changes) < 6 else len(changes)}"
     for script, changes in CASES])
 def test_updates_are_the_recipe_s(script, changes, toy_text, teachers, tmp_path, run_script, steps,
-                                  float64):
+                                  capsys, float64):
     """Would catch traps 7, 18, 23 to 26, 30 to 33 and 39: an argument of the script that is not
     passed on, a flag that is not read, a loss that is divided by something else, padding or an
     unused slot that counts, dropout in the teacher, another optimizer, schedule or clipping."""
@@ -386,13 +389,23 @@ def test_updates_are_the_recipe_s(script, changes, toy_text, teachers, tmp_path,
     assert_same_arrays(arrays(saved.named_parameters()), expected)
     metadata = json.loads((out / "run.json").read_text())
     assert metadata["model"] == dataclasses.asdict(second.model.config)
-    for name, value in {**metadata["settings"], **metadata.get("distill", {})}.items():
+    assert metadata["corpus_fingerprint"] == second.fingerprint
+    noted = metadata["settings"] | (metadata["distill"] if script == "distill" else {})
+    for name, value in noted.items():
         assert name in {*ELSEWHERE, "teacher"} or getattr(settings, name) == value, name
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert ("kl_to_teacher" in metrics["full-sentences"]) == (script == "distill")
+    said = capsys.readouterr().out
+    assert said.count("example: ") == 3
+    if script == "distill":
+        assert metadata["teacher_layers"] == second.teacher_layers
+        started = f"starts from the teacher's layers {second.teacher_layers}\n"
+        assert (started in said) == (settings.init == "teacher")
 
 
 @pytest.mark.parametrize("script", RECIPES)
 def test_two_processes_share_an_update(script, toy_text, teachers, tmp_path, run_script, steps,
-                                       monkeypatch, float64):
+                                       monkeypatch, capsys, float64):
     """Would catch: under torchrun, one process's dropout in both, rows that are learned twice, and
     a loss that is divided by one process's counts. Both are run here, one after the other, and
     torch's part, the mean of their gradients, is taken by hand."""
@@ -408,6 +421,9 @@ def test_two_processes_share_an_update(script, toy_text, teachers, tmp_path, run
     with pytest.raises(SystemExit):
         run_script(script, *second.flags, "--out", tmp_path / "second")
     (before, one, _), (_, other, _) = steps
+    said = capsys.readouterr().out  # by the first process alone
+    assert said.count("example: ") == 3
+    assert said.count("starts from") == (script == "distill")
     batch = next(second.batches())
     assert_is_gradient({name: (one[name] + other[name]) / 2 for name in one}, lambda weights: sum(
         second.losses(weights, batch, 0, rank, 2)[0] for rank in (0, 1)), before)
@@ -417,3 +433,56 @@ def assert_same_arrays(found, expected):
     assert found.keys() == expected.keys()
     for name in found:
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("script", RECIPES)
+def test_scores_of_tasks_are_the_run_s(script, toy_text, teachers, tmp_path, run_script,
+                                       monkeypatch, float64):
+    """Would catch: tasks that are read from elsewhere, cut to another length, or not scored."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    module = importlib.import_module(script)
+    monkeypatch.setattr(module, "load_tasks", lambda *given: list(given))
+    monkeypatch.setattr(module, "finetune_tasks", lambda run, tasks: {"of": tasks, "in": run.out})
+    second = SecondRun(script, dict(steps=0), toy_text, teachers)
+    run_script(script, *second.flags, "--out", tmp_path / "run", "--tasks", "text",
+               "--task-dir", tmp_path, "--task-rows", 7)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["tasks"] == {"of": ["text", str(tmp_path), 7], "in": str(tmp_path / "run")}
+
+
+@pytest.mark.parametrize("script", RECIPES)
+def test_a_script_is_a_command(script, monkeypatch, capsys):
+    """Would catch: a script that does nothing when it is started, or ends in a traceback."""
+    monkeypatch.setattr("sys.argv", [f"{script}.py", "--out", ""])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    assert capsys.readouterr().err.startswith("error: --out is missing")
+
+
+def test_recipes_and_budgets_stand_in_the_scripts(monkeypatch):
+    """Would catch: another number of steps, which no test of a few steps could see, and a recipe
+    that rests on a default. RoBERTa has BERT's budget, so that the recipe alone differs."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    bert = {"tiny": 3000, "small": 20_000, "base": 1_000_000}
+    budgets = dict(train_bert=bert, train_roberta=bert,
+                   distill={"tiny": 800, "small": 10_000, "base": 250_000})
+    for script, recipe in RECIPES.items():
+        module = importlib.import_module(script)
+        assert (module.RECIPE, module.STEPS) == (recipe, budgets[script])
+
+
+def test_a_family_is_its_own_whatever_the_sizes_say(monkeypatch):
+    """Would catch: a script that takes over the family, the token types or the padding of the
+    sizes that it is given. RoBERTa's NSP is BERT's."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    sizes = ModelConfig(model_type="distilbert", next_sentence=False, type_vocab_size=0)
+    bert = dataclasses.replace(sizes, model_type="bert", type_vocab_size=2, pad_token_id=3)
+    roberta = dataclasses.replace(sizes, model_type="roberta", type_vocab_size=1, pad_token_id=3,
+                                  max_position_embeddings=512 + 4)
+    with_nsp = dataclasses.replace(bert, next_sentence=True)
+    for script, plain in (("train_bert", bert), ("train_roberta", roberta)):
+        make = importlib.import_module(script).make_model_config
+        run = RunConfig(out="-", nsp=False)
+        assert make(run, sizes, 3) == plain
+        run = RunConfig(out="-", nsp=True, input_format="segment-pair")
+        assert make(run, sizes, 3) == with_nsp
