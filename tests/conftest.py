@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from minibert.config import ModelConfig
+from minibert.files.corpus import prepare
+from minibert.files.hub import save_pretrained
+from minibert.model import MaskedLM
+
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)  # bit for bit, and the same sums on every machine
 
@@ -47,6 +52,28 @@ def prepared_aside(tmp_path_factory):
         patch.setenv("MINIBERT_PREPARED", str(tmp_path_factory.mktemp("prepared")))
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
+
+
+@pytest.fixture(scope="session")
+def teachers(toy_text, tmp_path_factory):
+    """A folder with a `bert` and a `roberta` of four layers, in float64, and with dropout."""
+    folder = tmp_path_factory.mktemp("teachers")
+    tokenizer, *_ = prepare(str(toy_text), "wordpiece", 70)
+    for name, family in (("bert", {}), ("roberta", dict(next_sentence=False, type_vocab_size=1))):
+        teacher = MaskedLM(ModelConfig(
+            model_type=name, **family, vocab_size=70, hidden_size=8, num_attention_heads=2,
+            num_hidden_layers=4, intermediate_size=12, max_position_embeddings=25,
+            initializer_range=0.3, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2))
+        save_pretrained(teacher.double(), tokenizer, folder / name)
+    return folder
+
+
+@pytest.fixture
+def float64():
+    """New models have fifteen digits, so that two ways to compute a number can be told apart."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

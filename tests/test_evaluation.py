@@ -27,15 +27,20 @@ def pairs(count=40):
 
 
 @torch.no_grad()
-def test_nearness_to_the_teacher_by_hand():
-    """Catches KL the other way round, padding slots counted, temperatures, agreement with the
-    truth instead of the teacher, and batches weighted alike."""
+def test_scores_by_hand():
+    """Catches sums that are divided by the slots, the rows or the batches, not by the targets; KL
+    the other way round, at a temperature, or agreement with the truth instead of the teacher."""
     batch = pairs()
     model, teacher = MaskedLM(CONFIG, 1).eval(), MaskedLM(CONFIG, 2).eval()
     result = evaluate(model, batch, 16, teacher=teacher)
     log_p, log_q = (one(batch.input_ids, attention_mask=batch.attention_mask,
                         token_type_ids=batch.token_type_ids, positions=batch.masked_positions)
                     .mlm_logits[:, 0].log_softmax(-1) for one in (teacher, model))
+    truth = batch.labels[:, 0]  # the second slot of each row is not used
+    assert result["mlm_loss"] == pytest.approx(
+        -log_q.gather(1, truth[:, None]).mean().item(), rel=1e-5)
+    right = (log_q.argmax(-1) == truth).double().mean().item()
+    assert result["accuracy"] == pytest.approx(right) and 0 < right < 1
     expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
     assert result["kl_to_teacher"] == pytest.approx(expected, rel=1e-5) and expected > 0.01
     same = (log_p.argmax(-1) == log_q.argmax(-1)).double().mean().item()
