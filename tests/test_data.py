@@ -11,11 +11,11 @@ import torch
 
 from minibert.config import RunConfig
 from minibert.data import (Batches, TokenizedCorpus, assemble, full_sentences, make_sequences,
-                           segment_pairs, sentences_of)
+                           segment_pairs, sentences_of, tokenize)
 from minibert.errors import UserError
 from minibert.files.corpus import read_documents
 from minibert.masking import DynamicMasker, StaticMasker
-from minibert.tokenizer import SpecialIds
+from minibert.tokenizer import SpecialIds, train_tokenizer
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
@@ -194,6 +194,23 @@ def test_no_sentence_is_empty(tmp_path, line):
 # Text.
 
 
+def test_tokens_are_those_of_the_text_alone():
+    """Would catch: a teacher's tokenizer that cuts, fills up or frames each sentence, as its
+    file may say; a mark in the text that is taken for a special token; and settings of the
+    caller's tokenizer that are changed."""
+    tokenizer = train_tokenizer(lambda: ["one two [ mask ] three ."] * 9, "wordpiece", 37)
+    read = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    sentences = [read("one two [ mask ] three"), read("one ."), read("two")]
+    assert len(sentences[0]) > 3 and len(tokenizer.encode("one").ids) > len(read("one"))
+    tokenizer.enable_padding(length=20)
+    tokenizer.enable_truncation(3)
+    before = tokenizer.to_str()
+    [(tokens, lengths)] = tokenize(iter([["one two [MASK] three", "One. Two"]]), tokenizer)
+    assert tokens == [*itertools.chain(*sentences), tokenizer.token_to_id("[SEP]")]
+    assert lengths == [len(sentence) for sentence in sentences]
+    assert tokenizer.to_str() == before
+
+
 def test_fraction_is_by_tokens_and_nested():
     """Would catch: a share of the documents, which differ in size, or a drawn, not nested part."""
     text = make_text([10], [20, 9], [60], [5])  # ends at 10, 40, 101 and 107
@@ -353,7 +370,14 @@ def test_share_of_short_sequences(short, low, high):
     lengths = [pair[3] - pair[0] for pair in pairs_of(text, 10, short=short)
                if pair[0] in starts and pair[4] == 0]
     assert low <= sum(length < 10 for length in lengths) / len(lengths) <= high  # 8/9 of `short`
-    assert set(lengths) <= set(range(2, 11))
+    assert set(lengths) <= set(range(2, 11)) and min(lengths) == (2 if short else 10)
+
+
+def test_a_tenth_is_short_unless_told_otherwise():
+    """Would catch: another default than BERT's."""
+    text = make_text(*[[1] * 30] * 100)
+    assert np.array_equal(segment_pairs(text, 10, seed=0, dupe=0),
+                          segment_pairs(text, 10, seed=0, dupe=0, short_seq_prob=0.1))
 
 
 def test_pairs_of_a_seed_and_a_copy():
@@ -423,6 +447,14 @@ def test_long_sentence_is_cut_into_pieces():
     assert full_sentences(text, 10)[:, :2].tolist() == [
         [0, 3], [3, 13], [13, 23], [23, 32], [33, 35]]
     assert full_sentences(make_text([10, 10]), 10)[:, :2].tolist() == [[0, 10], [10, 20]]
+
+
+def test_sequences_are_drawn_as_they_are_told():
+    """Would catch: a setting of the pairs that is not passed on."""
+    text = make_text(*[[3] * 20] * 5)
+    settings = dict(seed=5, dupe=2, short_seq_prob=0.9)
+    assert np.array_equal(make_sequences(text, "segment-pair", 16, **settings),
+                          segment_pairs(text, 13, **settings))
 
 
 @pytest.mark.parametrize("input_format, longest", [
