@@ -1,12 +1,17 @@
 """Planted bugs: `make mutants` makes each of these changes in a copy and runs the tests there.
 
 A change that no test notices is a survivor, and named. The tests of the changed file run first;
-what they let through meets the whole suite. The numbers are those of the traps that the papers'
-readers fall into, "contract" is a promise of this project's own.
+what they let through meets the whole suite. The first set is a list: the numbers are those of the
+traps that the papers' readers fall into, "contract" is a promise of this project's own. The second
+set is made by a program, tests/mechanical.py, out of every line of the files that a batch passes
+through; of these changes a sample is made, the same one each time.
 """
 import argparse
+import multiprocessing
 import os
+import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,6 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+from mechanical import changes
+
 ROOT = Path(__file__).resolve().parent.parent
 # Without the tests of the README, which notice that lines were added, not what they do.
 WHOLE = "tests minibert data --ignore=tests/test_promises.py"
@@ -23,6 +31,30 @@ WHOLE = "tests minibert data --ignore=tests/test_promises.py"
 TRAINING = "tests/test_scripts.py " + " ".join(f"tests/test_training.py::test_{name}" for name in (
     "trap_25_schedule", "finished_run_is_not_repeated", "loss_that_is_no_number",
     "log_that_lost_lines", "unfinished_run_with_other_settings", "killed_run_goes_on_bit_for_bit"))
+
+
+
+def wiring(script: str) -> str:
+    """The tests of the scripts, without the updates of the other two."""
+    others = {"train_bert", "train_roberta", "distill"} - {script}
+    return "tests/test_scripts.py " + " ".join(
+        f"--deselect=tests/test_scripts.py::test_updates_are_the_recipe_s[{other}-"
+        for other in sorted(others))
+
+
+# Every line of these files is changed, too. Their tests have to be quick.
+EVERY_LINE = {
+    "minibert/model.py": "tests/test_model.py",
+    "minibert/losses.py": "tests/test_losses.py tests/test_scripts.py",
+    "minibert/masking.py": "minibert/masking.py tests/test_masking.py",
+    "minibert/data.py": "minibert/data.py tests/test_data.py",
+    "train_bert.py": wiring("train_bert"),
+    "train_roberta.py": wiring("train_roberta"),
+    "distill.py": wiring("distill") + " tests/test_distill.py",
+}
+SAMPLE = 300  # of these changes, so that all of it takes a quarter of an hour
+EQUIVALENT = ROOT / "tests" / "equivalent.txt"  # those that make no difference, and why
+FORKS = multiprocessing.get_context("forkserver")
 
 
 class Mutant(NamedTuple):
@@ -186,7 +218,7 @@ MUTANTS = [
     *of("minibert/data.py", "tests/test_data.py",
         ("contract: blocks are made in each epoch",
          "if epoch == 0 or run.input_format == \"segment-pair\":", "if True:")),
-    *of("distill.py", "tests/test_scripts.py tests/test_distill.py",
+    *of("distill.py", wiring("distill") + " tests/test_distill.py",
         ("30 T on the hard labels, too", "mlm_loss(logits, micro_batch.labels, num_predictions)",
          "mlm_loss(logits / distill.temperature, micro_batch.labels, num_predictions)"),
         ("31 the teacher has dropout", "teacher.to(training.device).eval()",
@@ -371,6 +403,31 @@ MUTANTS = [
 ]
 
 
+def mechanical_mutants() -> list[Mutant]:
+    """The changes that a program makes to every line, without those that make no difference."""
+    found, explained = [], equivalent()
+    for file, tests in EVERY_LINE.items():
+        text = (ROOT / file).read_text(encoding="utf-8")
+        found += [Mutant(f"{change.line}: {change.before}  ->  {change.after}", file, text,
+                         change.text, tests)
+                  for change in changes(text)
+                  if (file, change.before, change.after) not in explained]
+    return found
+
+
+def equivalent() -> dict[tuple[str, str, str], str]:
+    """The changes that make no difference, as (file, before, after), and the reason for each."""
+    found, file = {}, ""
+    for group in EQUIVALENT.read_text(encoding="utf-8").strip().split("\n\n")[1:]:
+        why, *lines = group.splitlines()
+        for line, following in zip(lines, [*lines[1:], ""]):
+            if line.startswith("- "):
+                found[file, line[2:], following.removeprefix("+ ")] = why
+            elif not line.startswith("+ "):
+                file = line
+    return found
+
+
 def plant(mutant: Mutant, folder: Path) -> None:
     """Make the change in a copy of the project. Raises ValueError where it does not apply."""
     text = (folder / mutant.file).read_text(encoding="utf-8")
@@ -379,54 +436,79 @@ def plant(mutant: Mutant, folder: Path) -> None:
     (folder / mutant.file).write_text(text.replace(mutant.before, mutant.after), encoding="utf-8")
 
 
-def fails(folder: Path, tests: str) -> str:
+def run_pytest(folder: Path, tests: str, seconds: int) -> None:
+    """Run tests in this process, which ends with pytest's exit code; `output` says what it said."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))  # a changed loop may never end,
+    resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))  # or collect things until it does
+    output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(folder)
+    os.environ |= {"PYTHONPATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    here = (str(ROOT), str(ROOT / "tests"))
+    sys.path[:] = [str(folder), *(path for path in sys.path if path not in here)]
+    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests.split()]))
+
+
+def fails(folder: Path, tests: str, seconds: int) -> str:
     """The first test that fails, "" where all pass."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()],
-        cwd=folder, capture_output=True, text=True, timeout=900,
-        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"})
-    if done.returncode == 0:
+    process = FORKS.Process(target=run_pytest, args=(folder, tests, seconds))
+    process.start()
+    process.join()
+    if process.exitcode == 0:
         return ""
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
-    return found[1] if found else f"pytest ended with {done.returncode}"
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", (folder / "output").read_text(), re.M)
+    return found[1] if found else f"pytest ended with {process.exitcode}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="bugs whose name or file holds this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--every", action="store_true", help="make every mechanical change, which "
+                        f"takes hours, and not only {SAMPLE} of them")
     args = parser.parse_args()
-    chosen = [mutant for mutant in MUTANTS if args.only in f"{mutant.file} {mutant.says}"]
+    sample = mechanical = mechanical_mutants()
+    if not args.every:
+        sample = random.Random(0).sample(mechanical, SAMPLE)
+    chosen = [mutant for mutant in MUTANTS + sample
+              if args.only in f"{mutant.file} {mutant.says}"]
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True,
                            check=True).stdout.splitlines()
     survivors: list[Mutant] = []
     unsound: list[str] = []  # what fails without any bug
     lock = threading.Lock()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # Each test run is forked from a process that has imported already what takes long to import.
+    FORKS.set_forkserver_preload(["numpy", "pytest", "tokenizers", "torch"])
 
     def try_one(mutant: Mutant | None, tests: str) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
             for file in files:
-                (Path(folder) / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / file, Path(folder) / file)
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / file, folder / file)
             if mutant is None:
-                unsound.append(fails(Path(folder), tests))
+                unsound.append(fails(folder, tests, 60))
                 return
-            plant(mutant, Path(folder))
-            found = fails(Path(folder), tests) or fails(Path(folder), WHOLE)
+            plant(mutant, folder)
+            found = fails(folder, tests, 60) or fails(folder, WHOLE, 600)
         with lock:
             if not found:
                 survivors.append(mutant)
-            print(f"{'killed' if found else 'SURVIVED':9}{mutant.file:24}{mutant.says:46}{found}",
+            print(f"{'killed' if found else 'SURVIVED':9}{mutant.file:24}{mutant.says:46}  {found}",
                   flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        every = " ".join(dict.fromkeys(test for mutant in chosen for test in mutant.tests.split()))
-        jobs = [pool.submit(try_one, None, every)]
+        jobs = [pool.submit(try_one, None, tests) for tests in {one.tests for one in chosen}]
         jobs += [pool.submit(try_one, mutant, mutant.tests) for mutant in chosen]
         for job in jobs:
             job.result()
     if any(unsound):
-        sys.exit(f"error: without any bug {unsound[0]} fails; mend it, then plant again")
+        failing = ", ".join(filter(None, unsound))
+        sys.exit(f"error: without any bug {failing} fails; mend it, then plant again")
+    for mutant in survivors:
+        print(f"survived: {mutant.file}: {mutant.says}")
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} planted bugs were noticed")
     sys.exit(bool(survivors))
 
