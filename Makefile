@@ -77,6 +77,9 @@ distilroberta-untaught: roberta
 	@$(PY) distill.py --teacher $(RUNS)/roberta $(UNTAUGHT) $(RECIPE) --out $(RUNS)/$@
 
 # In two halves side by side: the tests that train, and the others.
+#   make test PYTEST="-k mask"               the tests with a word in their names
+#   make test PYTEST="-m 'not promises'"     without those that hold what the documents say
+PYTEST ?=
 TRAINING_TESTS = tests/test_training.py tests/test_report.py tests/test_compare.py tests/test_walk.py \
                  tests/test_readme.py
 test: setup
@@ -84,10 +87,10 @@ test: setup
 		test-training test-others
 
 test-training: setup
-	$(PY) -m pytest $(TRAINING_TESTS)
+	$(PY) -m pytest $(TRAINING_TESTS) $(PYTEST)
 
 test-others: setup
-	$(PY) -m pytest $(TRAINING_TESTS:%=--ignore=%) tests minibert data
+	$(PY) -m pytest $(TRAINING_TESTS:%=--ignore=%) tests minibert data $(PYTEST)
 
 # Our encoder against `transformers`; it needs packages that nothing else here needs.
 parity: setup $(if $(filter .venv/bin/python,$(PY)),.venv/parity)

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import random
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -54,7 +53,6 @@ EVERY_LINE = {
 }
 SAMPLE = 300  # of these changes, so that all of it takes a quarter of an hour
 EQUIVALENT = ROOT / "tests" / "equivalent.txt"  # those that make no difference, and why
-FORKS = multiprocessing.get_context("forkserver")
 
 
 class Mutant(NamedTuple):
@@ -438,6 +436,7 @@ def plant(mutant: Mutant, folder: Path) -> None:
 
 def run_pytest(folder: Path, tests: str, seconds: int) -> None:
     """Run tests in this process, which ends with pytest's exit code; `output` says what it said."""
+    import resource  # which Windows lacks, where the rest of this file is read by the tests
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))  # a changed loop may never end,
     resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))  # or collect things until it does
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -452,7 +451,8 @@ def run_pytest(folder: Path, tests: str, seconds: int) -> None:
 
 def fails(folder: Path, tests: str, seconds: int) -> str:
     """The first test that fails, "" where all pass."""
-    process = FORKS.Process(target=run_pytest, args=(folder, tests, seconds))
+    forks = multiprocessing.get_context("forkserver")
+    process = forks.Process(target=run_pytest, args=(folder, tests, seconds))
     process.start()
     process.join()
     if process.exitcode == 0:
@@ -480,7 +480,7 @@ def main() -> None:
     lock = threading.Lock()
     os.environ["OMP_NUM_THREADS"] = "1"
     # Each test run is forked from a process that has imported already what takes long to import.
-    FORKS.set_forkserver_preload(["numpy", "pytest", "tokenizers", "torch"])
+    multiprocessing.set_forkserver_preload(["numpy", "pytest", "tokenizers", "torch"])
 
     def try_one(mutant: Mutant | None, tests: str) -> None:
         with tempfile.TemporaryDirectory() as name:

@@ -22,6 +22,7 @@ from matplotlib import style  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 from matplotlib.text import Annotation, Text  # noqa: E402
 
+pytestmark = pytest.mark.promises
 NAMES = ["lineage", "encoder", "masks", "soft-targets", "attention"]
 CONFIG = ModelConfig(vocab_size=94, hidden_size=12, num_hidden_layers=3, num_attention_heads=2,
                      intermediate_size=32, max_position_embeddings=32, initializer_range=0.5,

@@ -174,12 +174,11 @@ def test_prediction_is_without_dropout():
     assert torch.equal(one, two)
 
 
-
-
 @pytest.mark.parametrize("train, dev, message", [
     (None, "label\ttext\na\tb\n", "train.tsv is missing"),
     ("", "", "holds no rows"),
     ("label\ttext\n", "", "holds no rows"),
+    ("label\ttext\nx\ta\0b\n", "", "holds a NUL"),
     ("label\tsentence\na\tb\n", "", "no column 'text'"),
     ("label\ttext\na\n", "", "line 2 has 1 columns, the first 2"),
     ("label\ttext\na\tb\tc\n", "", "line 2 has 3 columns"),
@@ -196,7 +195,6 @@ def test_tasks_that_cannot_be_used(train, dev, message, run, tmp_path):
     with pytest.raises(UserError, match=message):
         finetune(run, settings(tmp_path))
     assert not (tmp_path / "out").exists()
-
 
 
 def test_values_are_met(run, tmp_path):

@@ -13,6 +13,7 @@ from minibert.claims.exact import PUBLISHED
 from minibert.config import DistillConfig
 from minibert.student import layer_map
 
+pytestmark = pytest.mark.promises
 LESSON = (ROOT / "docs/lesson.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"^```.*?^```$", "", LESSON, flags=re.M | re.S)  # without what a terminal shows
 PICTURES = {"lineage.svg", "encoder.svg", "masks.svg", "soft-targets.svg", "attention.svg"}

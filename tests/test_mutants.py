@@ -1,7 +1,9 @@
 """The program that changes every line, and the list of its changes that make no difference."""
+import pytest
 from mechanical import changes
 from mutants import EVERY_LINE, ROOT, equivalent
 
+pytestmark = pytest.mark.promises
 EXAMPLE = '''"""A docstring, and not code."""
 import os
 

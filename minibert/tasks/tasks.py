@@ -213,7 +213,7 @@ def _values(path: Path, labels: list[str]) -> np.ndarray:
 def read_task(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[str]]:
     """Texts and labels of a tab-separated file; quotes are text, as in GLUE.
 
-    Raises UserError when the file is missing, empty, not UTF-8 or lacks a column.
+    Raises UserError when the file is missing, empty, not UTF-8, holds a NUL or lacks a column.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -222,6 +222,8 @@ def read_task(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[str]]
             from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error.reason}); convert it first") from None
+    if any("\0" in line for line in lines):
+        raise UserError(f"{path} holds a NUL, as a binary file or UTF-16 does; convert it to UTF-8")
     numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
     rows = [lines[number - 1].rstrip("\r").split("\t") for number in numbers]
     if len(rows) <= task.header:
