@@ -141,7 +141,7 @@ def test_the_grid_for_a_gpu_is_planned_as_the_page_says():
     assert number("a teacher's operations") == round(operations / 1e15, 1)
     seconds = operations / (0.25 * 989e12)
     assert number("a teacher alone") == round(seconds)
-    runs = 31 * seconds / 60
-    assert number("all 84 runs cost as much as 31 teachers") == round(runs)
-    tuned, starts = 45 * 3000 * 0.012 / 3 / 60, 84 * 12 / 3 / 60
+    runs = 28 * seconds / 60
+    assert number("all 81 runs cost as much as 28 teachers") == round(runs)
+    tuned, starts = 42 * 3000 * 0.012 / 3 / 60, 81 * 12 / 3 / 60
     assert number("in all") == round(runs + tuned + starts)
