@@ -283,6 +283,7 @@ class Training:
         metrics |= {"tasks": tasks, "parameters": sum(p.numel() for p in self.module.parameters()),
                     "layers": len(self.module.encoder.layers), "steps": self.step,
                     "tokens": self.tokens, "targets": self.targets,
+                    "disk": (self.out / "pytorch_model.bin").stat().st_size,  # in bytes
                     "seconds": round(self.seconds, 1)}
         write_metrics(self.out, metrics)  # written last, and before the checkpoint goes
         for name in ("checkpoint.pt", ".lock"):

@@ -146,9 +146,8 @@ def test_metrics_of_a_run(tmp_path):
     lines.insert(10, {"step": 12, "eval": {"mlm_loss": 7.0}})
     lines.append({"step": 20, "eval": {"mlm_loss": 6.5}})
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "pytorch_model.bin").write_bytes(b"12345")
     found = metrics_of(tmp_path)
-    assert found["train_loss"] == 80.5 and found["epochs"] == 3 and found["disk"] == 5
+    assert found["train_loss"] == 80.5 and found["epochs"] == 3
     assert found["curve"] == [(12, 7.0), (20, 6.5)]
     assert found["last_fifth"] == pytest.approx(0.25)  # at step 16 the curve is at 6.75
 

@@ -45,6 +45,7 @@ def test_table_of_the_family(family):
     assert rows[7][-1] == "1.000" and lines[8] == ""
     for name, row in zip(names, rows[2:]):
         metrics = json.loads((family / name / "metrics.json").read_text())
+        assert metrics["disk"] == (family / name / "pytorch_model.bin").stat().st_size
         cells = dict(zip(rows[0], row))
         assert cells["MLM loss"] == f"{metrics['full-sentences']['mlm_loss']:.3f}"
         assert int(cells["tokens"].replace(",", "")) == metrics["tokens"]

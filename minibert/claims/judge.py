@@ -32,8 +32,7 @@ def metrics_of(out: Path) -> dict[str, Any]:
     """Return metrics.json of a run, with what its log adds.
 
     curve: (step, held-out loss) along the run. epochs: how many it began. train_loss: the mean of
-    the last tenth. last_fifth: nats that the last fifth of its steps still gained. disk: bytes of
-    its weights.
+    the last tenth. last_fifth: nats that the last fifth of its steps still gained.
     """
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     log = [json.loads(line) for line in (out / "log.jsonl").open(encoding="utf-8")]
@@ -44,7 +43,7 @@ def metrics_of(out: Path) -> dict[str, Any]:
     before = np.interp(LAST_FIFTH * metrics["steps"], *zip(*curve)) if curve else final
     return {**metrics, "train_loss": float(np.mean(losses[-max(1, len(losses) // 10):])),
             "curve": curve, "epochs": 1 + max((line.get("epoch", 0) for line in log), default=0),
-            "last_fifth": float(before) - final, "disk": (out / "pytorch_model.bin").stat().st_size}
+            "last_fifth": float(before) - final}
 
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
