@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,9 +96,9 @@ MISTAKES = (
         "The labels are kept where the input shows `[MASK]`, and nowhere else. For a single blank "
         "that is right. In training it leaves out the chosen tokens that are shown as they are, or "
         "as another word, so that nothing is ever asked about a word in sight, and random words "
-        "are mere noise. From outside nothing is odd: the curve has the usual form. The training "
-        "loss is even a little higher than the right one, because the easiest questions are gone. "
-        "Count the predictions, as the log does: `targets` are a fifth too few."),
+        "are mere noise. From outside little is odd. The training loss is higher than the right "
+        "one, because the easiest questions are gone, but nobody sees that without the right one "
+        "beside it. Count the predictions, as the log does: `targets` are a fifth too few."),
     mistake(
         "kl", "KL the other way round", "distill",
         ("minibert/losses.py", "F.kl_div(student, teacher,", "F.kl_div(teacher, student,"),
@@ -324,9 +325,11 @@ def main() -> None:
     if unknown := sorted(set(ids) - {one.id for one in MISTAKES}):
         raise UserError(f"there is no mistake {unknown[0]!r}; they are "
                         f"{', '.join(one.id for one in MISTAKES)}")
-    interval([0.0] * args.seeds)  # too few seeds are said before the first run
+    interval([0.0] * args.seeds)  # too few seeds are said before the first run, and what is missing
+    if not find_spec("matplotlib"):
+        raise UserError("the picture needs matplotlib; install it first: pip install matplotlib")
     chosen = [one for one in MISTAKES if one.id in ids]
-    folder = Path(args.runs) / code()  # runs of other code are not those of this version
+    folder = Path(args.runs).resolve() / code()  # runs of other code are not those of this version
     run_all(chosen, folder, args)
     results = collect(chosen, folder, args)
     out = Path(args.out)
