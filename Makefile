@@ -34,7 +34,7 @@ STUDENTS = distilbert distilbert-untaught distilroberta distilroberta-untaught
 MODELS   = bert roberta $(STUDENTS)
 
 .PHONY: all models compare setup data $(MODELS) \
-        test test-training test-others parity lint faults mutants exercise smoke clean
+        test test-training test-others parity lint faults mutants exercise notebook smoke clean
 
 # The claims of minibert/claims/claims.py, judged: results/$(NAME)/report.md
 NAME   ?= mine
@@ -121,6 +121,10 @@ TESTS_OF_segment_pairs      = tests/test_data.py
 exercise: setup
 	@PIECE=$(PIECE) PYTHONPATH=$(CURDIR):tests $(PY) -m pytest -p exercises.replace -x --tb=short \
 		-k "not golden" $(TESTS_OF_$(PIECE))
+
+# The cells of docs/lesson.ipynb in a terminal, where there is no Jupyter: three minutes.
+notebook: setup
+	@$(PY) tests/notebook.py
 
 .venv/check: .venv/ready requirements-check.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-check.txt

@@ -36,7 +36,7 @@ MAY_IMPORT = {
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-         for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")),
+         for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")),
                       ROOT / "data/README.md", ROOT / "tests/exercises/README.md"]}
 
 
@@ -303,15 +303,28 @@ def test_commands_name_flags_that_exist(command):
     assert set(flags_in(command)) <= set(flags_in(help_of(*script)))
 
 
+# Papers, and threads in issue trackers.
+OUTSIDE = r"https://(arxiv\.org/abs/|github\.com/[\w-]+/[\w.-]+/(issues|pull)/\d)"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     """Catches a page that points to a file which was moved or renamed."""
     folder = (ROOT / page).parent
     found = re.findall(r"\]\(([^)#]+)[^)]*\)", PAGES[page])
     for link in found:
-        assert link.startswith("https://arxiv.org/abs/") or (folder / link).exists(), link
+        outside = re.match(OUTSIDE, link)
+        assert outside or (folder / link).exists(), link
     for path in re.findall(r"`((?:minibert|tests|docs|results)/[\w./-]+\.\w+)`", PAGES[page]):
         assert (ROOT / path).exists(), path
+
+
+def test_citation_is_of_this_version():
+    """Catches a version or a licence that was changed in one place only."""
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert f"\nversion: {version}\n" in cited
+    assert f"\nlicense: {(ROOT / 'LICENSE').read_text().split()[0]}\n" in cited
 
 
 def flags_in(text):

@@ -9,6 +9,7 @@ from conftest import BUDGET, ROOT, TOY
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 COMMANDS = [command.split("  #")[0] for page in (README, RECIPES)
             for command in re.findall(r"^python (.+)$", page, re.M)]
 # What makes each a matter of seconds; a flag that is given twice has its last value.
@@ -41,7 +42,7 @@ def test_commands_run_in_their_order(toy_text, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("target", sorted(
-    {*re.findall(r"(?:^|`)make ([a-z]+)", README + RECIPES, re.M)}))
+    {*re.findall(r"(?:^|`)make ([a-z]+)", README + RECIPES + CONTRIBUTING, re.M)}))
 def test_targets_exist(target):
     """Catches a `make` command that was renamed."""
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
