@@ -112,15 +112,10 @@ faults: setup $(if $(filter .venv/bin/python,$(PY)),.venv/check)
 mutants: setup
 	@$(PY) tests/mutants.py $(MUTANTS)
 
-# Runs the package's tests with your piece, written in tests/exercises/mine.py, in the place of the
-# package's own, up to the first failure. A piece that is still blank prints a hint instead.
-TESTS_OF_readable_attention = tests/test_model.py
-TESTS_OF_soft_target_loss   = tests/test_losses.py
-TESTS_OF_mask_tokens        = tests/test_masking.py
-TESTS_OF_segment_pairs      = tests/test_data.py
+# Which pieces of tests/exercises/mine.py are done: runs the package's tests with each of them in
+# the place of the package's own. PIECE=mlm_loss does one, MINE="answers/*.py" a class's files.
 exercise: setup
-	@PIECE=$(PIECE) PYTHONPATH=$(CURDIR):tests $(PY) -m pytest -p exercises.replace -x --tb=short \
-		-k "not golden" $(TESTS_OF_$(PIECE))
+	@PYTHONPATH=$(CURDIR):tests $(PY) -m exercises.check $(PIECE) $(if $(MINE),--mine $(MINE))
 
 # The cells of docs/lesson.ipynb in a terminal, where there is no Jupyter: three minutes.
 notebook: setup

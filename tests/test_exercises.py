@@ -1,78 +1,177 @@
 """The exercises: blanks that can be filled, tests that notice, questions whose flags exist."""
+import doctest
 import importlib
 import inspect
-import os
 import re
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from exercises import check
+from exercises.explained import EXPLAINED
+from exercises.pieces import PIECES
 from test_promises import flags_in, help_of
 
 from minibert.claims.judge import arms_of
+from minibert.errors import UserError
 
 README = (ROOT / "tests" / "exercises" / "README.md").read_text(encoding="utf-8")
-PIECES = re.findall(r"make exercise PIECE=(\w+) +# (\w+)\.py", README)
+STUBS = check.load(check.MINE)
+theirs = {name: check.part(check.package(name), name) for name in PIECES}
 
 
-@pytest.mark.parametrize("piece, module", PIECES)
-def test_blanks_have_the_signature_of_what_they_replace(piece, module):
-    """Catches an exercise that asks for something else than the package needs."""
-    theirs = inspect.signature(getattr(importlib.import_module(f"minibert.{module}"), piece))
-    code = (ROOT / "tests" / "exercises" / "mine.py").read_text(encoding="utf-8")
-    namespace = {}
-    exec(code, namespace)
-    ours = inspect.signature(namespace[piece])
-    assert [(one.name, one.kind, one.default) for one in ours.parameters.values()] == [
-        (one.name, one.kind, one.default) for one in theirs.parameters.values()]
-    assert f"TESTS_OF_{piece}" in (ROOT / "Makefile").read_text(encoding="utf-8")
+def parameters(function):
+    return [(one.name, one.kind, one.default)
+            for one in inspect.signature(function).parameters.values()]
 
 
-ANSWER = """
+@pytest.mark.parametrize("name", PIECES)
+def test_stubs_are_what_the_package_needs(name):
+    """Catches a stub that asks for something else than the package needs, a worked example that
+    is not true, and a stub without a hint."""
+    stub = check.part(STUBS, name)
+    if check.BLANK not in inspect.getsource(stub):
+        pytest.skip("a learner has written it")
+    assert parameters(stub) == parameters(theirs[name])
+    names = {**vars(STUBS), name: getattr(check.package(name), name)}
+    example = doctest.DocTestParser().get_doctest(stub.__doc__, names, name, None, None)
+    assert doctest.DocTestRunner().run(example).failed == 0
+    assert "Hint: " in stub.__doc__ and f"\n| {name} | {PIECES[name].module}.py |" in README
+
+
+def test_blank_pieces_get_a_hint(capsys, monkeypatch):
+    """Catches a greeting of failures for whoever has not begun, and more than one hint at once."""
+    blanks = {name: one for name, one in check.read_answers(check.MINE).items()
+              if check.BLANK in inspect.getsource(one)}
+    verdicts = check.check(blanks)  # all of them, until a learner writes one
+    assert all(one.state == "blank" and one.means.startswith("Hint: ") for one in verdicts.values())
+    said = check.report(verdicts)
+    assert said.count("Hint: ") == bool(blanks) and len(said.splitlines()) < 30
+    monkeypatch.setattr(sys, "argv", ["check", "segment_pair"])
+    with pytest.raises(UserError, match="no piece 'segment_pair'; take one of readable_attention"):
+        check.main()
+
+
+def test_every_planted_bug_of_a_piece_is_told_apart():
+    """Catches a mistake that is named as another, and one that has no sentence for a student."""
+    found = set()
+    for name in PIECES:
+        for says, given in check.known(name).items():
+            assert check.mistake(name, given) == says
+        assert len(check.known(name)) > 1, f"no mistake of {name} is known"
+        found |= set(check.known(name)) - {""}
+    assert found == EXPLAINED.keys(), "a bug is not explained, or an explanation has no bug"
+
+
+def test_a_mistake_of_each_piece_is_noticed_and_named():
+    """Catches a piece whose tests pass whatever is written, as they run the package's."""
+    first = {name: next(says for says in check.known(name) if says) for name in PIECES}
+    verdicts = check.judge({name: check.bugs(name)[first[name]] for name in PIECES})
+    for name, one in verdicts.items():
+        assert one.state == "wrong" and one.means == EXPLAINED[first[name]], (name, one)
+    said = check.report(verdicts)
+    assert "Done: 0 of 15 pieces." in said and "sqrt(D) is missing" in said
+
+
+def test_package_passes():
+    """Catches a piece that is never done. (The other pieces' tests run here anyway, unchanged.)"""
+    quick = ("StaticMasker", "DynamicMasker", "mlm_loss", "layer_map", "optimizer_groups",
+             "learning_rate")
+    verdicts = check.check({name: theirs[name] for name in quick})
+    assert {one.state for one in verdicts.values()} == {"done"}
+    assert "Done: 6 of 6 pieces." in check.report(verdicts)
+
+
+OTHERWISE = '''
 def soft_target_loss(student_logits, teacher_logits, temperature, valid=None, denominator=None):
-    p = (teacher_logits.float() / temperature).log_softmax(-1)
+    p = (teacher_logits.float() / temperature).softmax(-1)
     q = (student_logits.float() / temperature).log_softmax(-1)
-    each = (p.exp() * (p - q)).sum(-1)
+    each = torch.special.xlogy(p, p).sum(-1) - (p * q).sum(-1)
     if valid is not None:
         each = each.where(valid, each.new_zeros(()))
-        denominator = valid.sum() if denominator is None else denominator
-    return SQUARE * each.sum() / (max(1, denominator) if denominator is not None else each.numel())
-"""
+    if denominator is None:
+        denominator = each.numel() if valid is None else valid.sum()
+    return each.sum() * temperature**2 / max(1, denominator)
 
 
-@pytest.mark.parametrize("square, ends", [("temperature**2", 0), ("temperature", 1)])
-def test_an_answer_is_judged(square, ends, tmp_path):
-    """Catches an exercise that tests the package's function instead of the learner's: a right
-    answer that is written otherwise passes, and T in T²'s place does not."""
-    (tmp_path / "exercises").mkdir()
-    for name in ("replace", "mine"):
-        code = (ROOT / "tests" / "exercises" / f"{name}.py").read_text(encoding="utf-8")
-        (tmp_path / "exercises" / f"{name}.py").write_text(
-            code + (ANSWER.replace("SQUARE", square) if name == "mine" else ""), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "exercises.replace", "tests/test_losses.py"],
-        cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PIECE": "soft_target_loss", "PYTHONPATH": f"{ROOT}:{tmp_path}"})
-    assert done.returncode == ends, done.stdout[-2000:]
+def layer_map(teacher_layers, student_layers):
+    return np.linspace(0, teacher_layers - 1, student_layers).round().astype(int).tolist()
+'''
 
 
-def test_a_blank_piece_prints_one_hint():
-    """Catches an exercise that greets whoever has not begun with a page of failures."""
-    for piece, _ in PIECES:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "exercises.replace", "tests/test_losses.py"],
-            cwd=ROOT, capture_output=True, text=True,
-            env={**os.environ, "PIECE": piece, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
-        said = done.stdout + done.stderr
-        assert done.returncode == 1 and said.count("Hint: ") == 1, said
-        assert piece in said and len(said.splitlines()) < 10, said
+def answers(file, code):
+    """What a learner has written into a file like mine.py."""
+    file.write_text(check.MINE.read_text(encoding="utf-8") + code, encoding="utf-8")
+    return check.read_answers(file)
 
 
-def test_an_exercise_stops_at_the_first_failure():
-    """Catches a target that prints every failure of a piece that is nearly right."""
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert " -x " in makefile.split("\nexercise:")[1].split("\n\n")[0]
+def test_right_answers_that_are_written_otherwise_pass(tmp_path):
+    """Catches an exercise that asks for the package's words, or its very draws."""
+    written = answers(tmp_path / "mine.py", OTHERWISE)
+    right = {name: written[name] for name in ("soft_target_loss", "layer_map")}
+    code = (ROOT / "minibert" / "masking.py").read_text(encoding="utf-8")
+    for key in ("choose", "hide", "word"):
+        code = code.replace(f'"{key}"', f'"my {key}"')
+    own_draws = check.load(ROOT / "minibert" / "masking.py", code=code)
+    right["mask_tokens"] = own_draws.mask_tokens
+    assert {name: one.state for name, one in check.judge(right).items()} == dict.fromkeys(
+        right, "done")
+
+
+WRONG = '''
+def layer_map(teacher_layers, student_layers):
+    print("from", teacher_layers)
+    return [0] * student_layers
+
+
+def soft_target_loss(student_logits, teacher_logits, temperature, valid=None, denominator=None):
+    q = (student_logits / temperature).log_softmax(-1)
+    p = (teacher_logits / temperature).log_softmax(-1)
+    return (q.exp() * (q - p)).sum(-1).mean()
+
+
+def learning_rate(step, run):
+    return run.peak * step
+'''
+
+
+def test_other_wrong_answers_get_a_sentence(tmp_path):
+    """Catches a page of traceback; a mistake that is not named because there is another one; a
+    name for what is no known mistake; and a learner's own print that nobody sees."""
+    written = answers(tmp_path / "his.py", WRONG)
+    verdicts = check.judge({name: written[name]
+                            for name in ("layer_map", "soft_target_loss", "learning_rate")})
+    assert verdicts["layer_map"].means.startswith("The first test that fails is there to notice: 0")
+    assert verdicts["layer_map"].printed.startswith("from 12\n")
+    assert verdicts["soft_target_loss"].means == EXPLAINED["28 KL's arguments are swapped"]
+    line = 1 + (tmp_path / "his.py").read_text(encoding="utf-8").splitlines().index(
+        "    return run.peak * step")
+    assert verdicts["learning_rate"].means == (
+        f"his.py, line {line}, ends with AttributeError: 'RunConfig' object has no attribute "
+        "'peak'.")
+    said = check.report(verdicts)
+    assert len(said.splitlines()) < 20 and "layer_map printed:\nfrom 12" in said
+    (tmp_path / "hers.py").write_text("def layer_map(:", encoding="utf-8")
+    with pytest.raises(UserError, match="hers.py, line 1: invalid syntax"):
+        check.read_answers(tmp_path / "hers.py")
+
+
+def test_a_class_is_graded(tmp_path, monkeypatch, capsys):
+    """Catches a row with the marks of another file, and a class that waits for one that hangs."""
+    def run(command, timeout, **_):
+        if "hangs" in command[-1]:
+            raise subprocess.TimeoutExpired(command, timeout)
+        assert command[:3] == [sys.executable, "-m", "exercises.check"]
+        states = "done wrong blank" if "anna" in command[-1] else "done done wrong"
+        rows = "".join(f"{name:20}{state}\n" for name, state in zip(PIECES, states.split()))
+        return subprocess.CompletedProcess(command, 1, rows, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["check", "--mine", "anna.py", "hangs.py", "ben.py"])
+    check.main()
+    assert capsys.readouterr().out.endswith(
+        "+-.   1  anna.py\nhangs.py does not end\n++-   2  ben.py\n")
 
 
 QUESTIONS = README.split("\n### ")[1:]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import (BUDGET, TOY, assert_one_error_line, assert_same_run, log, start_script,
                       weights)
+from torch import nn
 
 import minibert.evaluation as evaluation_module
 import minibert.training as training_module
@@ -52,6 +53,18 @@ def test_trap_25_no_warmup_has_no_idle_step():
     rates = [learning_rate(step, dataclasses.replace(RUN, warmup=0.0)) for step in range(101)]
     assert rates[0] == RUN.learning_rate and rates[50] == RUN.learning_rate / 2 and rates[100] == 0
     assert learning_rate(0, dataclasses.replace(RUN, steps=3)) == 0
+
+
+def test_matrices_are_decayed_and_nothing_else():
+    """Catches a bias or a LayerNorm that is decayed, whatever its name; a matrix or an embedding
+    that is not; a parameter in both groups, or in neither (trap 23)."""
+    model = nn.ModuleList([MaskedLM(CONFIG), nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))])
+    decayed, others = optimizer_groups(model, 0.25)
+    assert decayed["weight_decay"] == 0.25 and others["weight_decay"] == 0
+    for group, is_matrix in ((decayed, True), (others, False)):
+        assert all((parameter.dim() == 2) == is_matrix for parameter in group["params"])
+    grouped = [id(parameter) for parameter in decayed["params"] + others["params"]]
+    assert sorted(grouped) == sorted(map(id, model.parameters()))
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
