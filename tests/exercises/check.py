@@ -227,9 +227,15 @@ def read_answers(file: Path) -> dict[str, FunctionType]:
                         " mend it, and leave every stub where it is") from None
 
 
+def hint(stub: FunctionType) -> str:
+    """The hint at the end of a stub's docstring."""
+    _, begins, says = (stub.__doc__ or "").partition("Hint:")
+    return " ".join([begins, *says.split()])
+
+
 def check(answers: dict[str, FunctionType]) -> dict[str, Verdict]:
     """The verdict on each piece, which is a hint for one that is not written yet."""
-    blank = {name: Verdict("blank", "".join(re.findall(r"Hint:.*", one.__doc__ or "", re.S)))
+    blank = {name: Verdict("blank", hint(one))
              for name, one in answers.items() if BLANK in inspect.getsource(one)}
     written = {name: one for name, one in answers.items() if name not in blank}
     verdicts = blank | (judge(written) if written else {})
