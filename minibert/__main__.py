@@ -1,6 +1,4 @@
 """Everything but training the models, which the three scripts do."""
-import sys
-
 from minibert.config import (RUN_PRESETS, BenchConfig, FinetuneConfig, ModelConfig, Parser,
                              add_flags, pick_preset)
 from minibert.errors import run_cli
@@ -27,14 +25,14 @@ def main() -> None:
     table.add_argument("runs", nargs="+", help="run folders")
     blanks = commands.add_parser("fill-mask", help="guess the words for [MASK] in a text")
     blanks.add_argument("runs", nargs="+", help="run folders, to be shown side by side")
-    blanks.add_argument("text", help='a text with [MASK] in it; "-" reads lines from stdin')
+    blanks.add_argument("text", help="a text with [MASK] in it")
     blanks.add_argument("--top", type=positive, default=5, help="how many words to show [5]")
     tune = commands.add_parser("finetune", help="train a classifier on a run's encoder")
     tune.add_argument("run", help="the folder of a run or of a Hugging Face model")
     add_flags(tune, FinetuneConfig)
     judge = commands.add_parser("classify", help="classify texts with a fine-tuned model")
     judge.add_argument("run", help="a folder that finetune made")
-    judge.add_argument("texts", nargs="+", help='a text or a pair; "-" reads lines from stdin')
+    judge.add_argument("texts", nargs="+", help="a text or a pair")
     claims = commands.add_parser("compare", help="run what the claims need and judge each claim")
     claims.add_argument("--name", default="mine", help="the folder in runs/ and results/ [mine]")
     claims.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
@@ -69,17 +67,13 @@ def main() -> None:
         print(describe(args.corpus, "wordpiece", vocab_size))
     elif command == "fill-mask":
         from minibert.tools.fill_mask import fill_mask
-        for text in sys.stdin.read().splitlines() if args.text == "-" else [args.text]:
-            print(fill_mask(args.runs, text, args.top))
+        print(fill_mask(args.runs, args.text, args.top))
     elif command == "finetune":
         from minibert.tasks.finetune import describe, finetune
         print(describe(finetune(given.pop("run"), FinetuneConfig(**given))))
     elif command == "classify":
         from minibert.tasks.finetune import classify
-        rows = [tuple(args.texts)]
-        if args.texts == ["-"]:
-            rows = [tuple(line.split("\t")) for line in sys.stdin.read().splitlines()]
-        print(classify(args.run, rows))
+        print(classify(args.run, tuple(args.texts)))
     elif command == "compare":
         from minibert.claims.compare import ROOT, compare
         from minibert.claims.verdicts import verdict_lines, write_report

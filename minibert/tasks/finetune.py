@@ -85,8 +85,6 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
     metrics = {"task": data.name, "metric": data.metric, "dev_rows": len(guesses),
                "score": float(np.mean(scores)), "scores": scores, **data.floors(), **beside,
                "run": run, "settings": dataclasses.asdict(tune)}
-    if data.classes:
-        metrics["accuracy"] = float((guesses == data.dev_labels).mean())
     save_classifier(model.cpu(), tokenizer, out, data.classes, len(data.texts[0]))
     _write_predictions(out / "predictions.tsv", data, guesses, logits.softmax(-1).tolist())
     write_metrics(out, metrics)
@@ -216,27 +214,21 @@ def predict(model: SequenceClassifier, encode: Callable, rows: list[tuple[str, .
     return torch.cat(found).cpu()
 
 
-def classify(folder: str, texts: list[tuple[str, ...]]) -> str:
-    """The whole distribution over a fine-tuned model's classes for each row of texts, as bars.
+def classify(folder: str, texts: tuple[str, ...]) -> str:
+    """A text or a pair, and the whole distribution over a fine-tuned model's classes, as bars.
 
-    Raises UserError when there is no row, or one with more or fewer texts than the task's.
+    Raises UserError when there are more or fewer texts than the task's rows have.
     """
-    if not texts:
-        raise UserError("there is no text to judge; give one, or lines on stdin")
     model, tokenizer, metadata = load_classifier(folder)
     count, classes = metadata["texts"], metadata["classes"]
-    for row in texts:
-        if len(row) not in ((count,) if count else (1, 2)):
-            raise UserError(f"{folder} judges {count or '1 or 2'} text{'s' * (count != 1)} at a "
-                            f"time, not {len(row)}; give a pair as two arguments, or as a line "
-                            "with a tab between them")
+    if len(texts) not in ((count,) if count else (1, 2)):
+        raise UserError(f"{folder} judges {count or '1 or 2'} text{'s' * (count != 1)} at a time, "
+                        f"not {len(texts)}; give a pair as two arguments")
     encode = encoder_of(tokenizer, min(metadata["max_length"], model.config.max_length), "cpu")
-    logits = predict(model, encode, texts)
+    [logits] = predict(model, encode, [texts])
     if not classes:
-        return "\n".join(f"{' | '.join(row)}\n  {value:.3f}"
-                         for row, value in zip(texts, logits[:, 0].tolist()))
+        return f"{' | '.join(texts)}\n  {logits.item():.3f}"
     width = max(map(len, classes))
-    return "\n".join("\n".join([" | ".join(row), *(
+    return "\n".join([" | ".join(texts), *(
         f"  {name:{width}}  {'#' * round(20 * share):20} {share:6.1%}"
-        for name, share in zip(classes, shares))])
-        for row, shares in zip(texts, logits.softmax(-1).tolist()))
+        for name, share in zip(classes, logits.softmax(-1).tolist()))])
