@@ -48,9 +48,8 @@ def main() -> None:
                         "engine to run")
     again = commands.add_parser("report", help="write a comparison's report and figures again")
     again.add_argument("name", help="the comparison in results/NAME")
-    speed = commands.add_parser("bench", help="time our steps and those of other code")
+    speed = commands.add_parser("bench", help="time a step of each kind")
     add_flags(speed, BenchConfig)
-    speed.add_argument("--name", default="", help="also write results/NAME/bench.json")
     steps = commands.add_parser("walk", help="show one batch at every station from text to loss",
                                 epilog="Every flag of the recipe's script is understood as well.")
     steps.add_argument("recipe", choices=("bert", "roberta", "distilbert"))
@@ -85,14 +84,8 @@ def main() -> None:
         print(f"{verdict_lines(results)}\n\nresults/{args.name}/report.md has more")
     elif command == "bench":
         from minibert.claims.verdicts import speed_table
-        from minibert.files.run_folder import ROOT, write_json
         from minibert.tools.bench import bench
-        name = given.pop("name")
-        found = bench(BenchConfig(**given))
-        if name:
-            (ROOT / "results" / name).mkdir(parents=True, exist_ok=True)
-            write_json(ROOT / "results" / name / "bench.json", found)
-        print(speed_table(found))
+        print(speed_table(bench(BenchConfig(**given))))
     elif command == "walk":
         from minibert.tools.walk import walk
         print(walk(args.recipe, flags, args.run))

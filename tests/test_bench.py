@@ -18,6 +18,9 @@ from minibert.data import full_sentences
 from minibert.tools import bench
 from minibert.tools.bench import flops_of, random_text, take_turns
 
+sys.path.insert(0, str(ROOT / "docs"))
+import speed  # noqa: E402
+
 TOY = BenchConfig(num_hidden_layers=2, hidden_size=64, vocab_size=200, seq_length=16, batch_size=4,
                   rounds=1, device="cpu", threads=1)
 CONFIG = ModelConfig(vocab_size=300, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
@@ -74,19 +77,28 @@ def test_our_step_learns():
         assert len(moved) == len(before)
 
 
-def test_bench_and_its_table(monkeypatch, capsys, tmp_path):
-    """Catches a case that is not timed or not shown, and JSON that the table was not made of."""
-    monkeypatch.setattr("minibert.files.run_folder.ROOT", tmp_path)
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in vars(TOY).items()
-             if name != "compile"]
-    monkeypatch.setattr(sys, "argv", ["minibert", "bench", *flags, "--name", "toy"])
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in vars(TOY).items()
+         if name != "compile"]
+
+
+def test_bench_prints_its_table(monkeypatch, capsys):
+    """Catches a case that is not timed or not shown."""
+    monkeypatch.setattr(sys, "argv", ["minibert", "bench", *FLAGS])
     main()
     shown = capsys.readouterr().out
+    for name in ("RoBERTa", "student, distilled", "matrix products", "dynamic masks"):
+        assert f"| {name} |" in shown
+
+
+def test_the_page_on_speed_times_other_code_as_well(monkeypatch, capsys, tmp_path):
+    """Catches other code that is not timed beside ours, and JSON that the table was not made of."""
+    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["speed.py", *FLAGS, "--name", "toy"])
+    speed.main()
+    shown = capsys.readouterr().out
     found = json.loads((tmp_path / "results" / "toy" / "bench.json").read_text())
-    assert speed_table(found) in shown
-    for row in ("| RoBERTa |", "| student, distilled |", "| torch.nn.TransformerEncoder |",
-                "| matrix products |", "| dynamic masks |"):
-        assert row in shown
+    assert speed_table(found) in shown and "| torch.nn.TransformerEncoder |" in shown
+    assert "RoBERTa against torch.nn.TransformerEncoder: " in shown
 
 
 def test_ratios_are_of_one_round():

@@ -87,7 +87,7 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any]) -> 
                   "![curves](curves.png)"]
     if speed:
         settings = ", ".join(f"{name} {value}" for name, value in speed["settings"].items())
-        parts += ["## Speed", f"`python -m minibert bench` with {settings}, on {_machine(speed)}. "
+        parts += ["## Speed", f"`docs/speed.py` with {settings}, on {_machine(speed)}. "
                   "Times are the fastest of all rounds, the middle one in brackets; arithmetic is "
                   "what the recipe needs, whoever computes more.", speed_table(speed)]
     return "\n\n".join(parts) + "\n"
