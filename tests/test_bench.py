@@ -77,8 +77,7 @@ def test_our_step_learns():
         assert len(moved) == len(before)
 
 
-FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in vars(TOY).items()
-         if name != "compile"]
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in vars(TOY).items()]
 
 
 def test_bench_prints_its_table(monkeypatch, capsys):
