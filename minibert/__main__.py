@@ -21,6 +21,8 @@ def main() -> None:
     prepare.add_argument("--vocab-size", type=positive, help="a size instead of the preset's")
     info = commands.add_parser("info", help="show a run's settings, machine and results")
     info.add_argument("run", help="a run folder")
+    ill = commands.add_parser("doctor", help="show a run beside the published ones: is it normal?")
+    ill.add_argument("run", help="a run folder, finished or not")
     table = commands.add_parser("table", help="show finished runs side by side")
     table.add_argument("runs", nargs="+", help="run folders")
     blanks = commands.add_parser("fill-mask", help="guess the words for [MASK] in a text")
@@ -89,6 +91,9 @@ def main() -> None:
     elif command == "walk":
         from minibert.tools.walk import walk
         print(walk(args.recipe, flags, args.run))
+    elif command == "doctor":
+        from minibert.tools.doctor import doctor
+        print(doctor(args.run))
     elif command == "report":
         from minibert.claims.compare import ROOT
         from minibert.claims.verdicts import write_report

@@ -64,16 +64,9 @@ def family_table(folders: list[str]) -> str:
 
 
 def info(folder: str) -> str:
-    """A run's run.json, and its results or how far it has come."""
-    out = Path(folder)
-    metadata = read_json(out / "run.json", "is missing; name a run folder")
-    if (out / "metrics.json").exists():
-        result = family_table([folder])
-    else:
-        log = out / "log.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        # A line that is being written has no end yet.
-        steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
-        result = (f"not finished: step {max(steps, default=0)} of {metadata['settings']['steps']}; "
-                  "run the same command again to continue")
+    """A run's run.json, and its results if it is finished."""
+    metadata = read_json(Path(folder) / "run.json", "is missing; name a run folder")
+    finished = (Path(folder) / "metrics.json").exists()
+    result = family_table([folder]) if finished else (
+        f"not finished; python -m minibert doctor {folder} shows how far it has come")
     return f"{json.dumps(metadata, indent=2)}\n\n{result}"
