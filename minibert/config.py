@@ -125,6 +125,7 @@ class RunConfig:
     steps: int = setting(1, "updates of the weights; 0 leaves them as they start", "[0, inf)")
     seed: int = setting(0, "decides initial weights, order, pairs, masks and dropout", SEEDS)
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
+    compile: bool = setting(False, "compile the blocks: after a minute or so, a GPU is faster")
     data_fraction: float = setting(1.0, "share of the training text to use", "(0, 1]")
     data_tokens: int = setting(0, "tokens of text to use; 0: see --data-fraction", "[0, inf)")
     tokenizer: str = setting("wordpiece", "BERT's or RoBERTa's own kind", ("wordpiece", "bpe"))
@@ -234,6 +235,7 @@ class BenchConfig:
     batch_size: int = setting(32, "sequences in an optimizer step", "[1, inf)")
     rounds: int = setting(6, "how often each case is timed", "[1, inf)")
     threads: int = setting(0, "threads on a CPU; 0 means one for each core", "[0, inf)")
+    compile: bool = setting(False, "compile our blocks")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
 
     def __post_init__(self):

@@ -139,6 +139,15 @@ class Training:
             raise UserError(f"the integers of --device {self.device} overflow, so that its masks "
                             "would not be those of other devices; use --device cpu")
         self.module = model.to(self.device).train()
+        if run.compile:
+            try:
+                torch.compile(torch.neg)(torch.zeros(1, device=self.device))
+            except Exception as error:  # what a compiler lacks is said in many classes
+                said = str(error).partition("\n")[0]
+                raise UserError(f"--compile does not work here ({said}); install g++ (for a GPU, "
+                                "triton), or leave it out") from None
+            for layer in model.encoder.layers:
+                layer.compile()
         # The scripts call `model`, whose backward pass averages gradients over the processes.
         self.model = DistributedDataParallel(model) if self.world_size > 1 else model
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0

@@ -85,7 +85,7 @@ CASES = [
     ("distill", dict(distill_positions="all", gradient_accumulation_steps=4, **PAIRS)),
 ]
 # Settings that say where something is or what is written down; an update does not depend on them.
-ELSEWHERE = {"corpus", "preset", "out", "device", "eval_targets", "log_every",
+ELSEWHERE = {"corpus", "preset", "out", "device", "compile", "eval_targets", "log_every",
              "eval_every", "checkpoint_every", "tasks", "task_dir", "task_rows", "task_seeds"}
 
 

@@ -25,7 +25,7 @@ from minibert.files.hub import load_pretrained
 from minibert.files.run_folder import atomic_write
 from minibert.losses import mlm_loss
 from minibert.masking import IGNORE, mask_tokens
-from minibert.model import MaskedLM
+from minibert.model import Block, MaskedLM
 from minibert.tokenizer import special_ids
 from minibert.training import Training, learning_rate, optimizer_groups
 
@@ -83,6 +83,36 @@ def test_micro_batches_cover_the_batch(world_size):
                    if value is not micro_batch.epoch)
     seen = torch.cat([micro_batch.sequence_ids for micro_batch in cut])
     assert seen.sort().values.tolist() == [*range(8)]
+
+
+def test_compiled_blocks_train_alike(toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a flag without effect, and traced blocks whose weights are saved under other names or
+    move otherwise. A compiler is used in tests/faults."""
+    compiled, compile_it = [], torch.nn.Module.compile
+    true_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, backend="eager": true_compile(
+        function, backend=backend))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: (
+        compiled.append(module), compile_it(module, backend="eager")))
+    for flags in ([], ["--compile"]):
+        run_script("train_bert", *BUDGET, *TOY, "--steps", "3", "--corpus", toy_text, "--tasks",
+                   "none", "--out", tmp_path / f"run{len(flags)}", *flags)
+    assert [type(module) for module in compiled] == [Block, Block]
+    one, two = weights(tmp_path / "run0"), weights(tmp_path / "run1")
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_compile_without_a_compiler(toy_text, tmp_path, run_script, monkeypatch):
+    """Catches a traceback of forty lines at the first step."""
+    def no_compiler(function):
+        raise RuntimeError("InvalidCxxCompiler: none found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(UserError, match=r"\(InvalidCxxCompiler: none found\); install g\+\+"):
+        run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run",
+                   "--compile")
+    assert not (tmp_path / "run").exists()
 
 
 def test_trap_35_overfits_one_batch():

@@ -66,6 +66,9 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
              ) -> Callable[[], None]:
     """One optimizer step of RoBERTa or of a student, from spans of text to moved weights."""
     model = MaskedLM(config).to(device).train()
+    if run.compile:
+        for layer in model.encoder.layers:
+            layer.compile()
     masker = DynamicMasker()
     text = random_text(config.vocab_size, run.seq_length - 2)
     batches = Batches(text, run, SPECIAL, device, masker.dupe)
@@ -105,7 +108,7 @@ def steps(bench: BenchConfig, device: str, rivals: Callable) -> list[dict[str, A
     """One optimizer step of each kind, as a share of plain matrix products."""
     B, S = bench.batch_size, bench.seq_length
     M = max(1, round(0.15 * S))
-    run = RunConfig(out="none", seq_length=S, batch_size=B)
+    run = RunConfig(out="none", seq_length=S, batch_size=B, compile=bench.compile)
     plain = model_config(bench)
     student = model_config(bench, num_hidden_layers=max(1, bench.num_hidden_layers // 2))
     teacher = MaskedLM(plain).to(device).eval()
