@@ -1,11 +1,12 @@
 """Every setting, defined once: the model's sizes, the run's recipe, the presets and the flags.
 
 Four places may set a value. In order of priority they are the flag, the preset, the script's
-recipe, and the default below. The names of the model's fields are those of Hugging Face's
-`config.json`.
+recipe, and the default below; --print-config tells which one did. The names of the model's fields
+are those of Hugging Face's `config.json`.
 """
 import argparse
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -250,26 +251,63 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: 
     doc: the script's docstring. recipe: the settings in which the script differs from RunConfig's
     defaults. steps: the number of steps by preset. other: the config class that gives further
     flags. without: settings that would have no effect in this script. Returns a RunConfig and one
-    of the other class. Raises UserError on a value that is not allowed.
+    of the other class. With --print-config it prints them and ends the program instead. Raises
+    UserError on a value that is not allowed.
     """
     parser = Parser(description=doc.strip().splitlines()[0])
+    parser.add_argument("--print-config", action="store_true",
+                        help="print every setting and where it comes from, then stop")
     shown = {**recipe, "steps": "by preset"}
     for name in RUN_PRESETS:
         shown |= dict.fromkeys([*MODEL_PRESETS[name], *RUN_PRESETS[name]], "by preset")
     for config in (RunConfig, other):
         add_flags(parser, config, shown, without)
     given = vars(parser.parse_args(argv))
+    print_config = given.pop("print_config")
 
     preset = pick_preset(given.get("preset", "auto"), given.get("device", "auto"))
+    if "preset" in given:
+        given["preset"] = preset  # which may have been `auto`
     tasks = RUN_PRESETS[preset]["tasks"]
     if preset == "tiny" and given.get("corpus", "pydocs") != "pydocs":
         tasks = "none"  # its tasks are made of pydocs
-    width = sizes_of_width(given["hidden_size"]) if "hidden_size" in given else {}
+    defaults = {item.name: item.default for config in (RunConfig, other)
+                for item in dataclasses.fields(config)}
     # From the weakest to the strongest: each source replaces what those before it say.
-    values = {**recipe, **MODEL_PRESETS[preset], **RUN_PRESETS[preset], "steps": steps[preset],
-              "tasks": tasks, **width, **given, "preset": preset}  # which was perhaps `auto`
-    return tuple(config(**{item.name: values[item.name] for item in dataclasses.fields(config)
-                           if item.name in values}) for config in (RunConfig, other))
+    sources = {
+        "default": {**defaults, "preset": preset},
+        "recipe": recipe,
+        f"preset {preset}": {**MODEL_PRESETS[preset], **RUN_PRESETS[preset],
+                             "steps": steps[preset], "tasks": tasks},
+        "--hidden-size": sizes_of_width(given["hidden_size"]) if "hidden_size" in given else {},
+        "flag": given,
+    }
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for source, settings in sources.items():
+        values |= settings
+        origins |= dict.fromkeys(settings, source)
+    if print_config:
+        for config in (RunConfig, other):
+            _check(config, values)
+            print(_describe(config, values, origins, without))
+        sys.exit()
+    return _make(RunConfig, values), _make(other, values)
+
+
+def _make(config: type, values: dict[str, Any]) -> Any:
+    return config(**{item.name: values[item.name] for item in dataclasses.fields(config)})
+
+
+def _describe(config: type, values: dict[str, Any], origins: dict[str, str],
+              without: tuple[str, ...]) -> str:
+    """Every setting of a config class, one in a line: its flag, its value, where it comes from."""
+    lines = [config.__doc__.splitlines()[0]]
+    for item in dataclasses.fields(config):
+        if item.metadata and item.name not in without:
+            value = str(values[item.name]) or "-"
+            lines.append(f"  {_flag(item.name):32}{value:28}{origins[item.name]}")
+    return "\n".join(lines)
 
 
 def pick_preset(name: str, device: str = "auto") -> str:

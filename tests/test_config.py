@@ -121,7 +121,7 @@ def test_help_lists_the_flags_that_were_tested(script, monkeypatch, capsys):
     assert ended.value.code == 0
     shown = set(re.findall(r"^  (?:-h, )?(--[a-z0-9-]+)", capsys.readouterr().out, re.MULTILINE))
     expected = {"--" + item.name.replace("_", "-") for item in settings_of(script)}
-    assert shown == expected | {"--help"}
+    assert shown == expected | {"--help", "--print-config"}
 
 
 def test_help_shows_no_default_that_a_preset_overrules(monkeypatch, capsys):
@@ -204,6 +204,45 @@ def test_scripts_build_their_architecture(monkeypatch):
 
 
 # Precedence
+
+@EVERY_SCRIPT
+def test_print_config_says_where_each_setting_comes_from(script, monkeypatch, capsys):
+    """Would catch: a setting that is missing, shown with another value than the run gets, or said
+    to come from elsewhere; a run that starts all the same."""
+    flags = ["--preset", "tiny", "--device", "cpu", "--seed", "3"]
+    monkeypatch.setattr(SCRIPTS[script], "prepare", lambda *_, **__: pytest.fail("it went on"))
+    if script != "distill":
+        flags += ["--hidden-size", "256"]
+    monkeypatch.setattr(sys, "argv", ["script.py", "--print-config", *flags])
+    with pytest.raises(SystemExit) as ended:
+        SCRIPTS[script].main()
+    assert not ended.value.code  # without --out or --teacher: nothing is trained
+    found = {}
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("  --"):
+            flag, value, origin = re.split(r"\s{2,}", line.strip())
+            found[flag] = value, origin
+    values = together(*start(script, monkeypatch, *flags))
+    assert found.keys() == {as_flags(item.name, "")[0] for item in settings_of(script)}
+    for item in settings_of(script):
+        value, _ = found[as_flags(item.name, "")[0]]
+        if item.name not in ("out", "teacher"):
+            assert value == (str(values[item.name]) or "-"), item.name
+    assert found["--seed"] == ("3", "flag") and found["--preset"] == ("tiny", "flag")
+    assert found["--steps"] == (str(SCRIPTS[script].STEPS["tiny"]), "preset tiny")
+    assert found["--masking"][1] == "recipe" and found["--log-every"] == ("50", "default")
+    if script != "distill":
+        assert found["--hidden-size"] == ("256", "flag")
+        assert found["--num-attention-heads"] == ("4", "--hidden-size")
+
+
+def test_print_config_refuses_a_bad_value(monkeypatch, capsys):
+    """Would catch: a value that no run can have, shown as if one could."""
+    monkeypatch.setattr(sys, "argv", ["script.py", "--print-config", "--steps", "-1"])
+    with pytest.raises(SystemExit) as ended:
+        run_cli(train_bert.main)
+    assert ended.value.code == 2 and "--steps must be in" in capsys.readouterr().err
+
 
 def test_flag_before_preset_before_recipe_before_default(monkeypatch):
     """Would catch: a recipe that overrules a preset, or anything that overrules a flag."""
