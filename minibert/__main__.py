@@ -1,6 +1,4 @@
 """Everything but training the models, which the three scripts do."""
-import sys
-
 from minibert.config import (RUN_PRESETS, BenchConfig, FinetuneConfig, ModelConfig, Parser,
                              add_flags, pick_preset)
 from minibert.errors import run_cli
@@ -21,20 +19,20 @@ def main() -> None:
     prepare.add_argument("--preset", default="auto", choices=("auto", *RUN_PRESETS),
                          help="the preset whose vocabulary size is used [auto]")
     prepare.add_argument("--vocab-size", type=positive, help="a size instead of the preset's")
-    info = commands.add_parser("info", help="show a run's settings, machine and results")
-    info.add_argument("run", help="a run folder")
+    ill = commands.add_parser("doctor", help="show a run beside the published ones: is it normal?")
+    ill.add_argument("run", help="a run folder, finished or not")
     table = commands.add_parser("table", help="show finished runs side by side")
     table.add_argument("runs", nargs="+", help="run folders")
     blanks = commands.add_parser("fill-mask", help="guess the words for [MASK] in a text")
     blanks.add_argument("runs", nargs="+", help="run folders, to be shown side by side")
-    blanks.add_argument("text", help='a text with [MASK] in it; "-" reads lines from stdin')
+    blanks.add_argument("text", help="a text with [MASK] in it")
     blanks.add_argument("--top", type=positive, default=5, help="how many words to show [5]")
     tune = commands.add_parser("finetune", help="train a classifier on a run's encoder")
     tune.add_argument("run", help="the folder of a run or of a Hugging Face model")
     add_flags(tune, FinetuneConfig)
     judge = commands.add_parser("classify", help="classify texts with a fine-tuned model")
     judge.add_argument("run", help="a folder that finetune made")
-    judge.add_argument("texts", nargs="+", help='a text or a pair; "-" reads lines from stdin')
+    judge.add_argument("texts", nargs="+", help="a text or a pair")
     claims = commands.add_parser("compare", help="run what the claims need and judge each claim")
     claims.add_argument("--name", default="mine", help="the folder in runs/ and results/ [mine]")
     claims.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
@@ -50,9 +48,8 @@ def main() -> None:
                         "engine to run")
     again = commands.add_parser("report", help="write a comparison's report and figures again")
     again.add_argument("name", help="the comparison in results/NAME")
-    speed = commands.add_parser("bench", help="time our steps and those of other code")
+    speed = commands.add_parser("bench", help="time a step of each kind")
     add_flags(speed, BenchConfig)
-    speed.add_argument("--name", default="", help="also write results/NAME/bench.json")
     steps = commands.add_parser("walk", help="show one batch at every station from text to loss",
                                 epilog="Every flag of the recipe's script is understood as well.")
     steps.add_argument("recipe", choices=("bert", "roberta", "distilbert"))
@@ -69,17 +66,13 @@ def main() -> None:
         print(describe(args.corpus, "wordpiece", vocab_size))
     elif command == "fill-mask":
         from minibert.tools.fill_mask import fill_mask
-        for text in sys.stdin.read().splitlines() if args.text == "-" else [args.text]:
-            print(fill_mask(args.runs, text, args.top))
+        print(fill_mask(args.runs, args.text, args.top))
     elif command == "finetune":
         from minibert.tasks.finetune import describe, finetune
         print(describe(finetune(given.pop("run"), FinetuneConfig(**given))))
     elif command == "classify":
         from minibert.tasks.finetune import classify
-        rows = [tuple(args.texts)]
-        if args.texts == ["-"]:
-            rows = [tuple(line.split("\t")) for line in sys.stdin.read().splitlines()]
-        print(classify(args.run, rows))
+        print(classify(args.run, tuple(args.texts)))
     elif command == "compare":
         from minibert.claims.compare import ROOT, compare
         from minibert.claims.verdicts import verdict_lines, write_report
@@ -90,18 +83,14 @@ def main() -> None:
         write_report(results, ROOT / "results" / args.name)
         print(f"{verdict_lines(results)}\n\nresults/{args.name}/report.md has more")
     elif command == "bench":
-        from minibert.claims.verdicts import speed_table
-        from minibert.files.run_folder import ROOT, write_json
-        from minibert.tools.bench import bench
-        name = given.pop("name")
-        found = bench(BenchConfig(**given))
-        if name:
-            (ROOT / "results" / name).mkdir(parents=True, exist_ok=True)
-            write_json(ROOT / "results" / name / "bench.json", found)
-        print(speed_table(found))
+        from minibert.tools.bench import bench, speed_table
+        print(speed_table(bench(BenchConfig(**given))))
     elif command == "walk":
         from minibert.tools.walk import walk
         print(walk(args.recipe, flags, args.run))
+    elif command == "doctor":
+        from minibert.tools.doctor import doctor
+        print(doctor(args.run))
     elif command == "report":
         from minibert.claims.compare import ROOT
         from minibert.claims.verdicts import write_report
@@ -109,8 +98,8 @@ def main() -> None:
         folder = ROOT / "results" / args.name
         write_report(read_json(folder / "results.json", "is missing; make it with compare"), folder)
     else:
-        from minibert.tools import table
-        print(table.info(args.run) if command == "info" else table.family_table(args.runs))
+        from minibert.tools.table import family_table
+        print(family_table(args.runs))
 
 
 if __name__ == "__main__":

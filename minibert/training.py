@@ -33,6 +33,9 @@ from minibert.model import MaskedLM
 from minibert.tokenizer import continuations, special_ids
 
 
+TIMED = 10.0  # seconds of a run's own steps, from which it says how long all of them will take
+
+
 def mask_settings(run: RunConfig, tokenizer: tokenizers.Tokenizer, device: str) -> dict[str, Any]:
     """The arguments of `mask_tokens` that stay the same for a whole run."""
     special = special_ids(tokenizer)
@@ -148,6 +151,7 @@ class Training:
         # The scripts call `model`, whose backward pass averages gradients over the processes.
         self.model = DistributedDataParallel(model) if self.world_size > 1 else model
         self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
+        self.timed_from, self.expected = None, 0.0  # a step and its time; seconds of the whole run
         self.window: list[dict[str, Tensor]] = []  # the steps since the log's last line
         self.terms: dict[str, Tensor] = {}  # the losses of the current step
         # Whole words are chosen one by one. A GPU would need thousands of tiny operations for that,
@@ -289,13 +293,15 @@ class Training:
         for name in ("checkpoint.pt", ".lock"):
             (self.out / name).unlink(missing_ok=True)
         result = metrics["full-sentences"]
-        print(f"{self.out}: finished {self.step} steps in {self.seconds:.0f} s; held-out MLM loss "
-              f"{result['mlm_loss']:.3f} (unigram {result['unigram_entropy']:.3f}), "
+        estimate = f" (the estimate was {self.expected:.0f} s)" * bool(self.expected)
+        print(f"{self.out}: finished {self.step} steps in {self.seconds:.0f} s{estimate}; held-out "
+              f"MLM loss {result['mlm_loss']:.3f} (unigram {result['unigram_entropy']:.3f}), "
               f"accuracy {result['accuracy']:.3f}", flush=True)
 
     def _after_step(self) -> None:
         self.step += 1
         self.bar.update()
+        self._estimate()
         if self.step % self.run.log_every == 0 or self.step == self.run.steps:
             self._log_window()
         if self.step % self.run.eval_every == 0 and self.rank == 0:
@@ -303,12 +309,24 @@ class Training:
                 result = evaluate(self.module, self.eval_sets["full-sentences"])
             self._log({"step": self.step, "eval": result})
             if self.bar.disable:
-                left = self.seconds / self.step * (self.run.steps - self.step) / 60
                 print(f"{self.out}: step {self.step}/{self.run.steps}, held-out MLM loss "
-                      f"{result['mlm_loss']:.3f}, {self.tokens / self.seconds:.0f} tokens/s, "
-                      f"{left:.1f} min left", flush=True)
+                      f"{result['mlm_loss']:.3f}, {self.tokens / self.seconds:.0f} tokens/s",
+                      flush=True)
         if self.step % self.run.checkpoint_every == 0:
             self._save_checkpoint()
+
+    def _estimate(self) -> None:
+        """Say once how long the run will take; `finish` says how long it took.
+
+        Evaluations come seldom, and tasks afterwards, so neither is in the estimate.
+        """
+        self.timed_from = self.timed_from or (self.step, self.seconds)  # the first step is slower
+        step, seconds = self.timed_from
+        if not self.expected and not self.rank and self.seconds > seconds + TIMED:
+            a_step = (self.seconds - seconds) / (self.step - step)
+            self.expected = self.seconds + a_step * (self.run.steps - self.step)
+            tqdm.write(f"{self.out}: {self.run.steps:,} steps will take about "
+                       f"{self.expected / 60:.1f} min, as {self.step - step:,} of them show")
 
     def _received(self) -> int:
         """The signal that this process or another one received, or 0; all stop at the same step.
@@ -351,6 +369,7 @@ class Training:
         first = self.step - len(self.window) + 1
         for step, (loss, norm) in enumerate(zip(values["loss"], values["grad_norm"]), first):
             if not math.isfinite(loss + norm):
+                self._log({"step": step, "loss": loss, "grad_norm": norm})  # for the doctor
                 raise UserError(f"the loss of step {step} is {loss}, its gradient's norm {norm}; "
                                 "start again, in another folder, with a lower --learning-rate")
         return values

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from minibert.claims.verdicts import all_arms, markdown
+from minibert.claims.verdicts import all_arms
 from minibert.tasks.tasks import FLOORS
+from minibert.tools.table import markdown
 
 # What the README asks of each claim, in words that fit into a row, and what its paper found; of
 # task scores, points in favour of the claim. The third text is what to quote of a claim that was

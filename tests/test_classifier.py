@@ -70,7 +70,7 @@ def test_bert_goes_on_with_its_pooler(tokenizer, tmp_path):
     pooler = load_pretrained(run)[0].pooler
     assert torch.allclose(model.dense.weight, pooler.weight, atol=1e-6)
     assert metadata["classes"] == ["a", "b"]
-    assert classify(str(tmp_path / "out"), [("ba be",)]).count("%") == 2
+    assert classify(str(tmp_path / "out"), ("ba be",)).count("%") == 2
     taught = finetune(run, settings(tmp_path, epochs=1, teacher=str(tmp_path / "out"),
                                     out=str(tmp_path / "taught")))
     assert 0 <= taught["teacher"] <= 1
@@ -98,7 +98,8 @@ def test_folder_that_does_not_say_how_many_texts(tokenizer, tmp_path):
     fields = json.loads((tmp_path / "config.json").read_text())
     fields.pop("texts"), fields.pop("id2label")
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    shown = classify(str(tmp_path), [("ba",), ("ba", "be")])
-    assert "ba | be" in shown and "LABEL_2" in shown
+    for texts in (("ba",), ("ba", "be")):
+        shown = classify(str(tmp_path), texts)
+        assert shown.startswith(" | ".join(texts) + "\n") and "LABEL_2" in shown
     with pytest.raises(UserError, match="judges 1 or 2 texts at a time, not 3"):
-        classify(str(tmp_path), [("ba", "be", "bi")])
+        classify(str(tmp_path), ("ba", "be", "bi"))

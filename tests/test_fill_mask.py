@@ -1,14 +1,11 @@
 """Blanks filled from the terminal, one model or several side by side."""
 import dataclasses
-import io
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
-from minibert.__main__ import main
 from minibert.data import TokenizedCorpus
 from minibert.errors import UserError
 from minibert.tokenizer import train_tokenizer
@@ -111,14 +108,6 @@ def test_bytes_that_look_alike(tmp_path):
     share = model.decoder_bias.softmax(0)[piece].item()
     line = fill_mask([str(tmp_path)], "ba [MASK]", top=1).splitlines()[3]
     assert line.split()[0] == "##�" and line.endswith(f"{share:.1%}")
-
-
-def test_lines_from_stdin(runs, monkeypatch, capsys):
-    """Catches a "-" that is taken for a text."""
-    monkeypatch.setattr(sys, "argv", ["minibert", "fill-mask", runs[0], "-"])
-    monkeypatch.setattr(sys, "stdin", io.StringIO("ba [MASK]\n[MASK] be\n"))
-    main()
-    assert capsys.readouterr().out.count("knows") == 2
 
 
 @pytest.mark.parametrize("kind, size", [("wordpiece", 73), ("bpe", 311)])

@@ -1,4 +1,4 @@
-"""The four models end to end at toy size, and the table and info that stand at the end."""
+"""The four models end to end at toy size, and the table that stands at the end."""
 import json
 import shutil
 import sys
@@ -9,7 +9,7 @@ from conftest import BUDGET, ROOT, TOY
 from minibert.__main__ import main
 from minibert.errors import UserError, run_cli
 from minibert.files.hub import load_pretrained
-from minibert.tools.table import family_table, info
+from minibert.tools.table import family_table
 
 
 @pytest.fixture(scope="module")
@@ -106,23 +106,9 @@ def test_trap_39_budget_is_logged(family):
         assert metrics["steps"] == 12
 
 
-def test_info_says_what_a_run_is(family):
-    """Catches an info that leaves out what the result depends on."""
-    text = info(str(family / "distilbert"))
-    for part in ('"teacher_layers": [\n    0\n  ]', "temperature", "torch", "corpus", "MLM loss"):
-        assert part in text
-
-
-def test_info_of_a_run_that_is_not_finished(family, tmp_path):
-    """Catches a broken info where it is needed most."""
-    for name in ("run.json", "log.jsonl"):
-        shutil.copy(family / "bert" / name, tmp_path / name)
-    assert "not finished: step 12 of 12" in info(str(tmp_path))
-
-
 def test_command_line_says_what_is_missing(tmp_path, monkeypatch, capsys):
     """Catches a traceback from `python -m minibert` on a folder that is no run."""
-    for command in ("info", "table"):
+    for command in ("doctor", "table"):
         monkeypatch.setattr(sys, "argv", ["minibert", command, str(tmp_path)])
         with pytest.raises(SystemExit, match="2"):
             run_cli(main)

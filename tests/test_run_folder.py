@@ -172,19 +172,3 @@ def test_a_student_knows_its_teacher_by_its_weights(distill, tmp_path, capsys):
         with pytest.raises(UserError, match="a run with teacher_weights '"):
             distill()
         (tmp_path / "student" / file).unlink()
-
-
-def test_a_student_of_an_earlier_version_stays_finished(distill, tmp_path, capsys):
-    """Catches a comparison whose students were trained before and are all refused now; but a half-
-    done one must not go on, since nobody knows under which teacher it began."""
-    distill()
-    about = tmp_path / "student" / "run.json"
-    known = json.loads(about.read_text())
-    assert len(known.pop("teacher_weights")) == 16
-    about.write_text(json.dumps(known))
-    capsys.readouterr()
-    distill()
-    assert "nothing to do" in capsys.readouterr().out
-    (tmp_path / "student" / "metrics.json").unlink()
-    with pytest.raises(UserError, match="teacher_weights None"):
-        distill()

@@ -3,6 +3,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import resource
 import signal
 import time
@@ -441,6 +442,32 @@ def test_loss_that_is_no_number(what, toy_text, tmp_path, run_script, monkeypatc
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 4
     assert all(torch.isfinite(weight).all() for weight in state["model"].values())
+
+
+def test_estimate_is_of_the_steps_that_were_timed(capsys):
+    """Catches a first step that is taken for all, steps of before a resume, and a second guess."""
+    state = SimpleNamespace(timed_from=None, expected=0.0, rank=0, out="run", run=RunConfig(
+        out="run", steps=1000))
+    for step in range(1, 40):  # the first step takes 50 seconds, every other one 2
+        state.step, state.seconds = 100 + step, 300.0 + 50 + 2 * (step - 1)
+        Training._estimate(state)
+    assert state.expected == 350 + 2 * (1000 - 101)
+    said = "run: 1,000 steps will take about 35.8 min, as 6 of them show\n"
+    assert capsys.readouterr().out == said
+
+
+def test_estimate_is_said_and_changes_nothing(toy_text, tmp_path, run_script, monkeypatch, capsys):
+    """Catches a run that does not say how long it will take, or how far that was off; and numbers
+    that change because somebody looked at a clock."""
+    flags = [*BUDGET, *TOY, "--corpus", toy_text, "--tasks", "none"]
+    run_script("train_roberta", *flags, "--out", tmp_path / "short")
+    assert "will take" not in capsys.readouterr().out
+    monkeypatch.setattr(training_module, "TIMED", 0.0)
+    run_script("train_roberta", *flags, "--out", tmp_path / "timed")
+    shown = capsys.readouterr().out
+    assert shown.count("12 steps will take about 0.0 min, as 1 of them show") == 1
+    assert re.search(r"finished 12 steps in \d+ s \(the estimate was \d+ s\); held-out", shown)
+    assert_same_run(tmp_path / "short", tmp_path / "timed")
 
 
 def test_log_tells_the_epoch_that_was_read(toy_text, tmp_path, run_script):

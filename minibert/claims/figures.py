@@ -24,12 +24,10 @@ UNITS = {"nats": (1, 2.0, "gain in nats per masked token"),
          "points": (100, 40.0, "gain in the mean score of the tasks, points of a hundred")}
 # Of a gain, what its axis does not say.
 LABELS = {PAIRS_LOSS: "\n(loss in pairs)", KL_TO_TEACHER: "\n(distance from the teacher)"}
-# What is seen in the curves of some arms; small letters are the names of an earlier comparison.
-CURVES = {**dict.fromkeys(("roberta", "RoBERTa"), "healthy:\nboth losses stay together"),
-          **dict.fromkeys(("static x1", "one static mask, small slice"),
-                          "memorised:\nthe held-out loss climbs"),
-          **dict.fromkeys(("full sentences", "RoBERTa, half the steps"),
-                          "stopped early:\nboth losses still fall")}
+# What is seen in the curves of some arms.
+CURVES = {"RoBERTa": "healthy:\nboth losses stay together",
+          "one static mask, small slice": "memorised:\nthe held-out loss climbs",
+          "RoBERTa, half the steps": "stopped early:\nboth losses still fall"}
 
 
 def draw_all(results: dict[str, Any], log: list[dict[str, Any]], folder: Path) -> list[str]:

@@ -1,19 +1,18 @@
 """Plan the claims' arms: the command and folder of each run, and the run that comes before it."""
 import hashlib
-import importlib
 import math
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from minibert.claims.claims import Arm, Claim, Grid
 from minibert.claims.judge import arms_of
-from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
+from minibert.config import RunConfig
 from minibert.data import TokenizedCorpus, make_sequences
 from minibert.files.corpus import training_part
 from minibert.files.run_folder import ROOT
+from minibert.tools.walk import read_flags
 
 
 @dataclass(eq=False)
@@ -163,11 +162,3 @@ def budget_for(tokens: float, update: float, sequence: float) -> tuple[int, int]
     """
     batch = max(1, round(update / sequence))
     return batch, round(tokens / (batch * sequence))
-
-
-def read_flags(script: str, flags: list[str]) -> tuple[RunConfig, Any]:
-    """Return the settings that a script makes of its flags."""
-    module = importlib.import_module(script)
-    other = DistillConfig if script == "distill" else ModelConfig
-    return parse_flags(module.__doc__, module.RECIPE, module.STEPS, other,
-                       argv=[*flags, "--out", "unused"])

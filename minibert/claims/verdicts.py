@@ -10,14 +10,14 @@ from minibert.claims.claims import MEASURES
 from minibert.claims.judge import in_words, losses
 from minibert.files.run_folder import atomic_write, write_json
 from minibert.tasks.tasks import FLOORS
+from minibert.tools.table import markdown
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
     """Write results.json, report.md and, where matplotlib is installed, its figures."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", results)
-    speed, logs = folder / "bench.json", folder / "logs.jsonl"
-    speed = json.loads(speed.read_text(encoding="utf-8")) if speed.exists() else {}
+    logs = folder / "logs.jsonl"
     log = [json.loads(line) for line in logs.open(encoding="utf-8")] if logs.exists() else []
     try:
         from minibert.claims.figures import draw_all
@@ -28,7 +28,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     else:
         drawn = draw_all(results, log, folder)
     with atomic_write(folder / "report.md") as aside:
-        aside.write_text(report(results, drawn, speed), encoding="utf-8")
+        aside.write_text(report(results, drawn), encoding="utf-8")
 
 
 def verdict_table(results: dict[str, Any]) -> str:
@@ -48,10 +48,10 @@ def verdict_lines(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any]) -> str:
-    """The whole report as Markdown: the verdicts, each claim with its contrasts and arms, speed.
+def report(results: dict[str, Any], drawn: list[str]) -> str:
+    """The whole report as Markdown: the verdicts, and each claim with its contrasts and arms.
 
-    drawn: the figures to show. speed: what bench.json holds, or {}.
+    drawn: the figures to show.
     """
     seconds = sum(sum(arm["seconds"]) for arm in all_arms(results).values())
     grid = results["grid"]
@@ -85,11 +85,6 @@ def report(results: dict[str, Any], drawn: list[str], speed: dict[str, Any]) -> 
     if "curves" in drawn:
         parts += ["## Curves", "Crosses are training losses, rings held-out losses, of all seeds.",
                   "![curves](curves.png)"]
-    if speed:
-        settings = ", ".join(f"{name} {value}" for name, value in speed["settings"].items())
-        parts += ["## Speed", f"`python -m minibert bench` with {settings}, on {_machine(speed)}. "
-                  "Times are the fastest of all rounds, the middle one in brackets; arithmetic is "
-                  "what the recipe needs, whoever computes more.", speed_table(speed)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -196,43 +191,3 @@ def _besides(arm: dict[str, Any]) -> str:
 def _each(values: list[float], form: str = ".3f") -> str:
     """The values of all seeds, in one cell."""
     return " ".join(format(value, form) for value in values)
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
-def speed_table(found: dict[str, Any]) -> str:
-    """What was timed: the fastest repetition and, in brackets, the middle one; and ratios."""
-    columns = {
-        "seconds": ("ms", lambda value: f"{1e3 * min(value):,.2f} ({1e3 * np.median(value):,.2f})"),
-        "tokens_per_second": ("tokens/s", lambda value: f"{value:,.0f}"),
-        "flops_per_second": ("GFLOP/s", lambda value: f"{value / 1e9:,.1f}"),
-        "share_of_peak": ("of the peak", lambda value: f"{value:.0%}")}
-    table = markdown(["", *(heading for heading, _ in columns.values())], [
-        [row["name"], *(show(row[key]) if key in row else "" for key, (_, show) in columns.items())]
-        for row in [*found["steps"], *found["masking"]]])
-    return "\n\n".join([table, *(f"- {line}" for line in speed_lines(found))])
-
-
-def speed_lines(found: dict[str, Any]) -> list[str]:
-    """What the timings come to: ratios of the same round, the middle one and the middle half."""
-    timed = {row["name"]: np.array(row["seconds"])
-             for row in [*found["steps"], *found["masking"]] if "seconds" in row}
-    share = {row["name"]: row.get("share_of_peak") for row in found["steps"]}
-
-    def ratio(slow: str, fast: str, unit: str) -> str:
-        low, middle, high = np.percentile(timed[slow] / timed[fast], [25, 50, 75])
-        return f"{middle:.2f} times {unit} (middle half of the rounds {low:.2f} to {high:.2f})"
-
-    peers = [("RoBERTa", "transformers, dropout 0"), ("RoBERTa", "transformers, as shipped"),
-             ("RoBERTa, dropout .1", "transformers, as shipped"),
-             ("RoBERTa", "torch.nn.TransformerEncoder")]
-    return [*(f"{ours} against {peer}: {ratio(peer, ours, 'as fast')}"
-              for ours, peer in peers if peer in timed),
-            f"RoBERTa: {share['RoBERTa']:.0%} of the machine's matrix products",
-            "a distilled student's step: "
-            f"{ratio('student, distilled', 'student, untaught', 'an untaught one')}",
-            *(f"{name}: {min(timed[name]) / min(timed['RoBERTa']):.2%} of the time of a step of "
-              "RoBERTa" for name in ("static masks", "dynamic masks"))]

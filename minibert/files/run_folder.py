@@ -85,8 +85,6 @@ def _check_same_run(run: RunConfig, metadata: dict[str, Any]) -> None:
     passed_over = {*NOT_COMPARED}
     if "teacher_weights" in there:
         passed_over.add("teacher")  # its weights are known, so that it may lie elsewhere
-    elif (Path(run.out) / "metrics.json").exists():
-        passed_over.add("teacher_weights")  # an earlier version's student knows the path alone
     for group, values in here.items():
         before = there.get(group)
         if not isinstance(values, dict) or not isinstance(before, dict):

@@ -36,8 +36,8 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
 
     data: the task, if it has been read already. With tune.teacher the student is trained twice,
     with and without its soft targets. Each seed of tune.seeds gives a score, and their mean is the
-    result. Writes metrics.json, and of the first seed predictions.tsv and the classifier, to
-    tune.out; returns the metrics. Raises UserError when task, run or teacher cannot be used.
+    result. Writes metrics.json, and the classifier of the first seed, to tune.out; returns the
+    metrics. Raises UserError when task, run or teacher cannot be used.
     """
     data = data or load_task(tune.task, tune.task_dir, tune.rows)
     out = Path(tune.out)
@@ -70,37 +70,22 @@ def finetune(run: str, tune: FinetuneConfig, data: TaskData | None = None) -> di
             model.dense.load_state_dict(pretrained.pooler.state_dict())
         return train(model.to(device), encode, data, soft, dataclasses.replace(tune, seed=seed))
 
-    def judge(model: SequenceClassifier) -> tuple[Tensor, np.ndarray]:
+    def judge(model: SequenceClassifier) -> float:
         logits = predict(model, encode, data.dev_texts)
-        return logits, (logits.argmax(1) if data.classes else logits[:, 0]).numpy()
+        return data.score((logits.argmax(1) if data.classes else logits[:, 0]).numpy())
 
     seeds = range(tune.seed, tune.seed + tune.seeds)
     if tune.teacher:
-        untaught = [judge(learn(None, seed))[1] for seed in seeds]
-        beside["without_teacher"] = float(np.mean([data.score(guesses) for guesses in untaught]))
+        untaught = [judge(learn(None, seed)) for seed in seeds]
+        beside["without_teacher"] = float(np.mean(untaught))
     models = [learn(soft, seed) for seed in seeds]
-    judged = [judge(model) for model in models]
-    scores = [data.score(guesses) for _, guesses in judged]
-    model, (logits, guesses) = models[0], judged[0]  # the classifier that is kept
-    metrics = {"task": data.name, "metric": data.metric, "dev_rows": len(guesses),
+    scores = [judge(model) for model in models]
+    metrics = {"task": data.name, "metric": data.metric, "dev_rows": len(data.dev_texts),
                "score": float(np.mean(scores)), "scores": scores, **data.floors(), **beside,
                "run": run, "settings": dataclasses.asdict(tune)}
-    if data.classes:
-        metrics["accuracy"] = float((guesses == data.dev_labels).mean())
-    save_classifier(model.cpu(), tokenizer, out, data.classes, len(data.texts[0]))
-    _write_predictions(out / "predictions.tsv", data, guesses, logits.softmax(-1).tolist())
+    save_classifier(models[0].cpu(), tokenizer, out, data.classes, len(data.texts[0]))
     write_metrics(out, metrics)
     return metrics
-
-
-def _write_predictions(path: Path, data: TaskData, guesses: np.ndarray,
-                       probabilities: list[list[float]]) -> None:
-    lines = ["\t".join(["label", "guess", *data.classes])]
-    for label, guess, shares in zip(data.dev_labels, guesses, probabilities):
-        cells = [data.classes[label], data.classes[guess], *(f"{share:.4f}" for share in shares)] \
-            if data.classes else [f"{label:g}", f"{guess:.4f}"]
-        lines.append("\t".join(cells))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def finetune_tasks(run: RunConfig, tasks: dict[str, TaskData | ChoiceData]) -> dict[str, dict]:
@@ -216,27 +201,21 @@ def predict(model: SequenceClassifier, encode: Callable, rows: list[tuple[str, .
     return torch.cat(found).cpu()
 
 
-def classify(folder: str, texts: list[tuple[str, ...]]) -> str:
-    """The whole distribution over a fine-tuned model's classes for each row of texts, as bars.
+def classify(folder: str, texts: tuple[str, ...]) -> str:
+    """A text or a pair, and the whole distribution over a fine-tuned model's classes, as bars.
 
-    Raises UserError when there is no row, or one with more or fewer texts than the task's.
+    Raises UserError when there are more or fewer texts than the task's rows have.
     """
-    if not texts:
-        raise UserError("there is no text to judge; give one, or lines on stdin")
     model, tokenizer, metadata = load_classifier(folder)
     count, classes = metadata["texts"], metadata["classes"]
-    for row in texts:
-        if len(row) not in ((count,) if count else (1, 2)):
-            raise UserError(f"{folder} judges {count or '1 or 2'} text{'s' * (count != 1)} at a "
-                            f"time, not {len(row)}; give a pair as two arguments, or as a line "
-                            "with a tab between them")
+    if len(texts) not in ((count,) if count else (1, 2)):
+        raise UserError(f"{folder} judges {count or '1 or 2'} text{'s' * (count != 1)} at a time, "
+                        f"not {len(texts)}; give a pair as two arguments")
     encode = encoder_of(tokenizer, min(metadata["max_length"], model.config.max_length), "cpu")
-    logits = predict(model, encode, texts)
+    [logits] = predict(model, encode, [texts])
     if not classes:
-        return "\n".join(f"{' | '.join(row)}\n  {value:.3f}"
-                         for row, value in zip(texts, logits[:, 0].tolist()))
+        return f"{' | '.join(texts)}\n  {logits.item():.3f}"
     width = max(map(len, classes))
-    return "\n".join("\n".join([" | ".join(row), *(
+    return "\n".join([" | ".join(texts), *(
         f"  {name:{width}}  {'#' * round(20 * share):20} {share:6.1%}"
-        for name, share in zip(classes, shares))])
-        for row, shares in zip(texts, logits.softmax(-1).tolist()))
+        for name, share in zip(classes, logits.softmax(-1).tolist()))])

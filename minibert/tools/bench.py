@@ -1,4 +1,4 @@
-"""How fast our steps are, next to those of `transformers` and of torch's own encoder.
+"""How fast our steps are; docs/speed.py times those of other code beside them.
 
 All cases take turns in one process, so that a busy minute slows all of them; only figures of one
 run are compared. The arithmetic of a step is what its recipe needs, even where code computes more.
@@ -6,7 +6,6 @@ B batch, S sequence, H hidden, I feed-forward, V vocabulary, M predictions in a 
 """
 import dataclasses
 import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device, sizes_of_width
 from minibert.data import Batches, TokenizedCorpus
@@ -24,6 +21,7 @@ from minibert.losses import cosine_loss, mlm_loss, soft_target_loss
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM
 from minibert.tokenizer import SpecialIds
+from minibert.tools.table import markdown
 from minibert.training import autocast, clipped_step, optimizer_groups
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
@@ -99,59 +97,6 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
     return step
 
 
-def transformers_step(config: ModelConfig, B: int, S: int, dropout: float, device: str
-                      ) -> Callable[[], None]:
-    """One step of `transformers`: its BertForMaskedLM and its collator, in a plain loop."""
-    import transformers
-
-    model = transformers.BertForMaskedLM(transformers.BertConfig(
-        vocab_size=config.vocab_size, hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers, num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size, hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout)).to(device).train()
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = {name: number for number, name in enumerate(
-        names + [f"w{number}" for number in range(config.vocab_size - len(names))])}
-    collator = transformers.DataCollatorForLanguageModeling(
-        transformers.BertTokenizer(vocab=words), mlm_probability=0.15)
-    rows = np.random.default_rng(0).integers(5, config.vocab_size, (64 * B, S))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
-    number = 0
-
-    def step() -> None:
-        nonlocal number
-        number += 1
-        chosen = rows[np.arange(number * B, (number + 1) * B) % len(rows)]
-        batch = collator([{"input_ids": row} for row in chosen.tolist()]).to(device)
-        with autocast(device):
-            loss = model(**batch).loss
-        clipped_step(model, loss, optimizer)
-    return step
-
-
-def torch_step(config: ModelConfig, B: int, S: int, device: str) -> Callable[[], None]:
-    """One step of torch.nn.TransformerEncoder and a tied head at all positions, as tutorials do."""
-    word = nn.Embedding(config.vocab_size, config.hidden_size)
-    position = nn.Embedding(S, config.hidden_size)
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(
-        config.hidden_size, config.num_attention_heads, config.intermediate_size, dropout=0.0,
-        activation="gelu", batch_first=True), config.num_hidden_layers, enable_nested_tensor=False)
-    model = nn.ModuleList([word, position, encoder]).to(device).train()
-    nn.init.normal_(word.weight, std=0.02)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
-    ids = torch.randint(5, config.vocab_size, (B, S), device=device)
-    hidden = torch.rand(B, S, device=device) < 0.15
-
-    def step() -> None:
-        with autocast(device):
-            states = encoder(word(torch.where(hidden, SPECIAL.mask, ids)) + position.weight)
-            logits = F.linear(states, word.weight)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(),
-                                   torch.where(hidden, ids, IGNORE).flatten(), ignore_index=IGNORE)
-        clipped_step(model, loss, optimizer)
-    return step
-
-
 def model_config(bench: BenchConfig, **other: Any) -> ModelConfig:
     """The model that is timed, without dropout."""
     values = dict(vocab_size=bench.vocab_size, num_hidden_layers=bench.num_hidden_layers,
@@ -160,8 +105,8 @@ def model_config(bench: BenchConfig, **other: Any) -> ModelConfig:
     return ModelConfig(**{**sizes_of_width(bench.hidden_size), **values, **other})
 
 
-def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """One optimizer step of ours and of each peer, as a share of plain matrix products."""
+def steps(bench: BenchConfig, device: str, rivals: Callable) -> list[dict[str, Any]]:
+    """One optimizer step of each kind, as a share of plain matrix products."""
     B, S = bench.batch_size, bench.seq_length
     M = max(1, round(0.15 * S))
     run = RunConfig(out="none", seq_length=S, batch_size=B, compile=bench.compile)
@@ -175,13 +120,8 @@ def steps(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
         "RoBERTa": (our_step(plain, run, device), full),
         "RoBERTa, dropout .1": (our_step(dropout, run, device), full),
         "student, untaught": (our_step(student, run, device), half),
-        "student, distilled": (our_step(student, run, device, teacher), taught),
-        "torch.nn.TransformerEncoder": (torch_step(plain, B, S, device), full)}
-    try:
-        for name, rate in (("dropout 0", 0.0), ("as shipped", 0.1)):
-            cases[f"transformers, {name}"] = (transformers_step(plain, B, S, rate, device), full)
-    except ImportError:
-        print("to time transformers as well, pip install transformers", file=sys.stderr)
+        "student, distilled": (our_step(student, run, device, teacher), taught)}
+    cases |= {name: (step, full) for name, step in rivals(plain, B, S, device).items()}
     products = matrix_products(bench, device)
     everything = cases | products
     seconds = take_turns({name: call for name, (call, _) in everything.items()}, bench.rounds,
@@ -217,9 +157,24 @@ def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     return [{"name": name, "seconds": every} for name, every in seconds.items()]
 
 
-def bench(bench: BenchConfig) -> dict[str, Any]:
-    """Time steps and masks, and return every repetition's seconds."""
+def bench(bench: BenchConfig, rivals: Callable = lambda *_: {}) -> dict[str, Any]:
+    """Time steps and masks, and return every repetition's seconds.
+
+    rivals: returns steps of other code by name, for a model's config, B, S and a device.
+    """
     device = pick_device(bench.device)
     torch.set_num_threads(bench.threads or os.cpu_count() or 1)
     return {"settings": dataclasses.asdict(bench), **machine(), "device": device,
-            "steps": steps(bench, device), "masking": masking(bench, device)}
+            "steps": steps(bench, device, rivals), "masking": masking(bench, device)}
+
+
+def speed_table(found: dict[str, Any]) -> str:
+    """What was timed: the fastest repetition and, in brackets, the middle one."""
+    columns = {
+        "seconds": ("ms", lambda value: f"{1e3 * min(value):,.2f} ({1e3 * np.median(value):,.2f})"),
+        "tokens_per_second": ("tokens/s", lambda value: f"{value:,.0f}"),
+        "flops_per_second": ("GFLOP/s", lambda value: f"{value / 1e9:,.1f}"),
+        "share_of_peak": ("of the peak", lambda value: f"{value:.0%}")}
+    return markdown(["", *(heading for heading, _ in columns.values())], [
+        [row["name"], *(show(row[key]) if key in row else "" for key, (_, show) in columns.items())]
+        for row in [*found["steps"], *found["masking"]]])

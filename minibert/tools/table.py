@@ -1,5 +1,4 @@
-"""`python -m minibert info` and `table`: what a run is, and runs side by side."""
-import json
+"""`python -m minibert table`: runs side by side."""
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +62,6 @@ def family_table(folders: list[str]) -> str:
     return "\n".join([lines[0], rule, *lines[1:], "", note])
 
 
-def info(folder: str) -> str:
-    """A run's run.json, and its results or how far it has come."""
-    out = Path(folder)
-    metadata = read_json(out / "run.json", "is missing; name a run folder")
-    if (out / "metrics.json").exists():
-        result = family_table([folder])
-    else:
-        log = out / "log.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        # A line that is being written has no end yet.
-        steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
-        result = (f"not finished: step {max(steps, default=0)} of {metadata['settings']['steps']}; "
-                  "run the same command again to continue")
-    return f"{json.dumps(metadata, indent=2)}\n\n{result}"
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])

@@ -40,9 +40,7 @@ def walk(recipe: str, flags: list[str], folder: str = "") -> str:
     script, distills = importlib.import_module(SCRIPTS[recipe]), recipe == "distilbert"
     # A teacher decides on the first two, and of the third only the default is shown.
     without = ("nsp", "tokenizer", "distill_positions") if distills else ()
-    run, other = parse_flags(script.__doc__, script.RECIPE, script.STEPS,
-                             DistillConfig if distills else ModelConfig, without,
-                             ["--out", "none", *_flags_of(folder, recipe, without), *flags])
+    run, other = read_flags(SCRIPTS[recipe], [*_flags_of(folder, recipe, without), *flags], without)
     net, reader = load_pretrained(folder) if folder else (None, None)
     teacher, weights = None, folder
     if distills:
@@ -90,6 +88,15 @@ def walk(recipe: str, flags: list[str], folder: str = "") -> str:
         *_forward(net.config, shapes),
         *_predictions(output, taught, batch, reader),
         *_loss(output, taught, batch, run, other, script.main)])
+
+
+def read_flags(script: str, flags: list[str], without: tuple[str, ...] = ()
+               ) -> tuple[RunConfig, Any]:
+    """Return the settings that a script makes of its flags, but those in `without`."""
+    module = importlib.import_module(script)
+    other = DistillConfig if script == "distill" else ModelConfig
+    return parse_flags(module.__doc__, module.RECIPE, module.STEPS, other, without,
+                       ["--out", "none", *flags])
 
 
 def _flags_of(folder: str, recipe: str, without: tuple[str, ...]) -> list[str]:
