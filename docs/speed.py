@@ -4,6 +4,8 @@ B batch, S sequence.
 """
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minibert.config import BenchConfig, ModelConfig, Parser, add_flags
+from minibert.config import BenchConfig, ModelConfig, Parser, RunConfig, add_flags
 from minibert.errors import run_cli
 from minibert.files.run_folder import ROOT, write_json
-from minibert.masking import IGNORE
-from minibert.tools.bench import SPECIAL, bench, speed_table
+from minibert.masking import IGNORE, DynamicMasker, StaticMasker
+from minibert.tools.bench import MASKS, SPECIAL, bench, our_step, speed_table, take_turns
 from minibert.training import autocast, clipped_step
 
 
@@ -73,14 +75,28 @@ def torch_step(config: ModelConfig, B: int, S: int, device: str) -> Callable[[],
 
 
 def rivals(config: ModelConfig, B: int, S: int, device: str) -> dict[str, Callable[[], None]]:
-    """The steps of other code by name, as `bench` takes them."""
-    found = {"torch.nn.TransformerEncoder": torch_step(config, B, S, device)}
+    """The steps of other code by name, as `bench` takes them, and of ours with their dropout."""
+    dropout = replace(config, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    found = {"RoBERTa, dropout .1": our_step(dropout, RunConfig(out="none", seq_length=S,
+                                                                batch_size=B), device),
+             "torch.nn.TransformerEncoder": torch_step(config, B, S, device)}
     try:
         for name, rate in (("dropout 0", 0.0), ("as shipped", 0.1)):
             found[f"transformers, {name}"] = transformers_step(config, B, S, rate, device)
     except ImportError:
         print("to time transformers as well, pip install transformers", file=sys.stderr)
     return found
+
+
+def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
+    """The drawing of one batch's masks by our code, static and dynamic."""
+    B, S = bench.batch_size, bench.seq_length
+    ids = torch.randint(5, bench.vocab_size, (B, S), device=device)
+    calls = {f"{name} masks": partial(masker, ids, torch.arange(B, device=device), epoch=3,
+                                      vocab_size=bench.vocab_size, **MASKS)
+             for name, masker in (("static", StaticMasker(10)), ("dynamic", DynamicMasker()))}
+    seconds = take_turns(calls, 20 * bench.rounds, device)
+    return [{"name": name, "seconds": every} for name, every in seconds.items()]
 
 
 def speed_lines(found: dict[str, Any]) -> list[str]:
@@ -112,10 +128,12 @@ def main() -> None:
     add_flags(parser, BenchConfig)
     flags = vars(parser.parse_args())
     folder = ROOT / "results" / flags.pop("name")
-    found = bench(BenchConfig(**flags), rivals)
+    settings = BenchConfig(**flags)
+    found = bench(settings, rivals)
+    found["masking"] = masking(settings, found["device"])
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "bench.json", found)
-    print("\n".join([speed_table(found), "", *speed_lines(found)]))
+    print("\n".join([speed_table([*found["steps"], *found["masking"]]), "", *speed_lines(found)]))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def main() -> None:
         print(f"{verdict_lines(results)}\n\nresults/{args.name}/report.md has more")
     elif command == "bench":
         from minibert.tools.bench import bench, speed_table
-        print(speed_table(bench(BenchConfig(**given))))
+        print(speed_table(bench(BenchConfig(**given))["steps"]))
     elif command == "walk":
         from minibert.tools.walk import walk
         print(walk(args.recipe, flags, args.run))

@@ -235,7 +235,6 @@ class BenchConfig:
     seq_length: int = setting(128, "tokens in a sequence", "[8, inf)")
     batch_size: int = setting(32, "sequences in an optimizer step", "[1, inf)")
     rounds: int = setting(6, "how often each case is timed", "[1, inf)")
-    threads: int = setting(0, "threads on a CPU; 0 means one for each core", "[0, inf)")
     compile: bool = setting(False, "compile our blocks")
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
 

@@ -18,8 +18,9 @@ from conftest import BUDGET, TOY
 from minibert.__main__ import main
 from minibert.claims import compare as compare_module
 from minibert.claims import plan as plan_module
-from minibert.claims.claims import CLAIMS, GRIDS, Arm, Claim, Contrast, Grid
-from minibert.claims.compare import Run, compare, run_all
+from minibert.claims.claims import (CLAIMS, GRIDS, HALF_DEPTH, HARD, ROBERTA, SOFT, TRAINED_ON,
+                                    Arm, Claim, Contrast, Grid)
+from minibert.claims.compare import Run, compare, expected_minutes, run_all
 from minibert.claims.judge import arms_of, judge_claim
 from minibert.claims.plan import (plan, plan_lines, read_flags, shape_flags,
                                   slice_tokens, tokens_in_a_sequence, too_small, unit)
@@ -302,6 +303,38 @@ def toy_grid(monkeypatch, toy_text, tmp_path, run_script):
     return lambda seeds=2, **other: compare("quick", str(toy_text), "toy", seeds=seeds, **other)
 
 
+def test_minutes_are_those_of_the_steps_of_each_kind(monkeypatch):
+    """Catches an estimate that takes a student for its teacher, an untaught one for a taught one,
+    or that counts steps of another batch; what is timed is left to the bench."""
+    timed = {}
+
+    def take_turns(calls, rounds, device):
+        timed.update(calls)
+        return {"taught": [3.0] * rounds, "untaught": [2.0] * rounds, "teacher": [5.0] * rounds}
+
+    monkeypatch.setattr(compare_module, "take_turns", take_turns)
+    monkeypatch.setattr(compare_module, "our_step", lambda config, run, device, teacher=None: (
+        config.num_hidden_layers, teacher is not None))
+    config = ModelConfig(vocab_size=50, hidden_size=8, num_attention_heads=2, num_hidden_layers=4,
+                         intermediate_size=8)
+    for arm, seconds in ((ROBERTA, 5), (HALF_DEPTH, 2), (SOFT, 3), (HARD, 2), (TRAINED_ON, 5)):
+        runs = [Run(arm, seed, None, [], None, sequences=60 * 32) for seed in range(2)]
+        assert expected_minutes(runs, config, RunConfig(out="-", batch_size=32), "cpu") == (
+            2 * seconds), arm
+    assert timed == {"taught": (2, True), "untaught": (2, False), "teacher": (4, False)}
+
+
+def test_minutes_are_said_before_and_after(toy_grid, capsys):
+    """Catches a plan without its minutes, or with them among the commands for another engine."""
+    lines = toy_grid(only="data", plan_only=True).splitlines()
+    said = capsys.readouterr()
+    assert re.search(r"^training will take about \d+ minutes of one thread", said.err, re.M)
+    assert len(lines) == 4 and all(line.count("\t") == 2 for line in lines)
+    toy_grid(only="data")
+    assert re.search(r"^training took \d+ minutes; the estimate was \d+$", capsys.readouterr().err,
+                     re.M)
+
+
 def without_seconds(results):
     for claim in results["claims"]:
         for arm in claim.get("arms", {}).values():
@@ -337,7 +370,7 @@ def test_some_claims_only(toy_grid, tmp_path):
     found = toy_grid(only="data")
     assert [claim["id"] for claim in found["claims"]] == ["data"]
     assert found["left_out"] == ["kl", "steps", "stack"]
-    assert "Not asked for: kl, steps, stack." in report(found, [], {})
+    assert "Not asked for: kl, steps, stack." in report(found, [])
     assert len(list((tmp_path / "runs" / "toy").iterdir())) == 4
     assert "--seed 0" in found["claims"][0]["arms"]["whole"]["command"]
     logs = [json.loads(line) for line in (tmp_path / "results/toy/logs.jsonl").open()]
@@ -388,6 +421,7 @@ def drawn(monkeypatch, tmp_path):
     """The figures of the whole table of claims, by name, with all of their texts laid out."""
     pytest.importorskip("matplotlib")
     from minibert.claims import figures
+    from minibert.claims.figures import CURVES
 
     found = {}
     save = figures.save
@@ -397,7 +431,7 @@ def drawn(monkeypatch, tmp_path):
                for claim in CLAIMS for arm in arms_of(claim)}
     claims = [judge_claim(claim, results) for claim in CLAIMS]
     log = [{"arm": arm, "seed": seed, "step": step, **line}
-           for arm in ("RoBERTa", "one static mask, small slice", "RoBERTa, half the steps")
+           for arm in CURVES
            for seed in range(2) for step, line in (
                (1, {"mlm": 8.0}), (2, {"mlm": 4.0 + seed}),
                (2, {"eval": {"mlm_loss": 5.0, "unigram_entropy": 6.1}}))]

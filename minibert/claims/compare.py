@@ -7,22 +7,26 @@ import json
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+import torch
 
 from minibert.claims.claims import CLAIMS, GRIDS, Arm
 from minibert.claims.exact import EXACT, forward_seconds
 from minibert.claims.judge import arms_of, interval, judge_claim, metrics_of
 from minibert.claims.plan import Run, plan, plan_lines, read_flags, shape_flags, too_small
-from minibert.config import pick_device
+from minibert.config import ModelConfig, RunConfig, pick_device
 from minibert.errors import UserError
 from minibert.files.corpus import prepare
 from minibert.files.hub import load_pretrained
 from minibert.files.run_folder import ROOT, atomic_write, machine, warn_of_other_code
+from minibert.model import MaskedLM
+from minibert.tools.bench import our_step, take_turns
 from minibert.tools.fill_mask import blanks, fill_mask
 
 
@@ -97,12 +101,16 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     interval([0.0] * seeds)  # too few seeds are said before the first run, not after the last
     flags = ["--corpus", corpus]
     run, base_config = read_flags("train_roberta", ["--preset", chosen_grid.preset, *flags,
+                                                    *chosen_grid.flags.split(),
                                                     *shape_flags(chosen_grid)])
     tokenizer, text, held_out, fingerprint = prepare(corpus, run.tokenizer, base_config.vocab_size)
     claims = [claim for claim in CLAIMS if claim.id in chosen]
     refused = {claim.id: why for claim in claims if (why := too_small(claim, chosen_grid, text))}
     tested = [claim for claim in claims if claim.id not in refused]
     runs = plan(tested, chosen_grid, range(seeds), flags, ROOT / "runs" / name, text, fingerprint)
+    expected = expected_minutes([*runs.values()], base_config, run, device)
+    print(f"training will take about {expected:.0f} minutes of one thread, as a few steps of each "
+          "kind show; tasks and evaluation come on top", file=sys.stderr)
     if plan_only:
         return plan_lines(runs)
     for id, why in refused.items():
@@ -115,6 +123,8 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     write_logs(list(runs.values()), folder / "logs.jsonl")
     results = {arm: [metrics_of(runs[arm, seed].out) for seed in range(seeds)]
                for arm in {arm for arm, _ in runs}}
+    spent = sum(one["seconds"] for found in results.values() for one in found) / 60
+    print(f"training took {spent:.0f} minutes; the estimate was {expected:.0f}", file=sys.stderr)
     members = {arm: runs[arm, 0] for claim in tested if claim.id in ("stack", "retain")
                for arm in arms_of(claim)}
     family = show_family(members, blanks(held_out, tokenizer))
@@ -134,6 +144,28 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     return {"name": name, "grid": dataclasses.asdict(chosen_grid), "corpus": corpus,
             "fingerprint": fingerprint, "seeds": list(range(seeds)), **machine(),
             "left_out": [id for id in ids if id not in chosen], "claims": found, "family": family}
+
+
+def expected_minutes(runs: list[Run], config: ModelConfig, run: RunConfig, device: str) -> float:
+    """Return the minutes of one thread, or of the GPU, that all training takes.
+
+    config, run: the teacher's. A few steps of it, of a student and of an untaught one are timed.
+    """
+    half = dataclasses.replace(config, num_hidden_layers=max(1, config.num_hidden_layers // 2))
+    threads, teacher = torch.get_num_threads(), MaskedLM(config).to(device).eval()
+    torch.set_num_threads(1)  # as in the runs
+    seconds = take_turns({
+        "taught": our_step(half, run, device, teacher), "untaught": our_step(half, run, device),
+        "teacher": our_step(config, run, device)}, rounds=10, device=device)
+    torch.set_num_threads(threads)
+
+    def kind(arm: Arm) -> str:
+        if arm.teacher and "--alpha-kl 0" not in arm.flags:
+            return "taught"
+        halved = "{half}" in arm.flags or arm.teacher and "{layers}" not in arm.flags
+        return "untaught" if halved else "teacher"
+
+    return sum(one.sequences * median(seconds[kind(one.arm)]) for one in runs) / run.batch_size / 60
 
 
 def write_logs(runs: list[Run], path: Path) -> None:
@@ -157,7 +189,7 @@ def show_family(runs: dict[Arm, Run], texts: list[tuple[str, str]]) -> dict[str,
              for arm, encoder in zip(runs, encoders)}
     shown = [both for arm in runs if arm.teacher in runs for both in (arm.teacher, arm)]
     folders, names = [str(runs[arm].out) for arm in shown], [arm.name for arm in shown]
-    return {"latency_ms": {arm.name: 1000 * statistics.median(found) for arm, found in timed},
+    return {"latency_ms": {arm.name: 1000 * median(found) for arm, found in timed},
             "encoder_parameters": sizes,
             "blanks": [{"word": word, "guesses": fill_mask(folders, text, names=names)}
                        for text, word in texts if shown]}

@@ -27,6 +27,7 @@ LABELS = {PAIRS_LOSS: "\n(loss in pairs)", KL_TO_TEACHER: "\n(distance from the 
 # What is seen in the curves of some arms.
 CURVES = {"RoBERTa": "healthy:\nboth losses stay together",
           "one static mask, small slice": "memorised:\nthe held-out loss climbs",
+          "dynamic masks, small slice": "the same text\nwith new masks in each epoch",
           "RoBERTa, half the steps": "stopped early:\nboth losses still fall"}
 
 
@@ -47,7 +48,7 @@ def draw_all(results: dict[str, Any], log: list[dict[str, Any]], folder: Path) -
 
 
 def draw(claim: dict[str, Any]) -> Figure:
-    """A claim's losses by arm, its paired gains by unit and, where epochs count, its curves."""
+    """A claim's losses by arm, and its paired gains by unit."""
     panels = []
     for unit, some in _by_unit(claim["contrasts"]).items():
         if unit == "nats":
@@ -55,8 +56,6 @@ def draw(claim: dict[str, Any]) -> Figure:
         names = [one["name"].replace(" against ", "\nagainst ") + LABELS.get(one["measure"], "")
                  for one in some]
         panels.append((0.6 * len(some), _draw_gains, unit, some, names))
-    if claim["id"] == "masking":
-        panels.append((2.5, _draw_curves, claim["arms"]))
     return _draw_panels(panels, f"Claim: {claim['says']}\nVerdict: {claim['verdict']}")
 
 
@@ -180,14 +179,3 @@ def _draw_gains(plot: Any, unit: str, contrasts: list[dict], names: list[str]) -
                   xytext=(12, 6), textcoords="offset points", fontsize=9,
                   bbox={"boxstyle": "rarrow", "facecolor": "0.95", "edgecolor": "0.4"})
     _rows(plot, names, says, gained)
-
-
-def _draw_curves(plot: Any, arms: dict[str, dict]) -> None:
-    """Held-out losses along the runs, a line for each seed; where one leaves, the legend says."""
-    for style, (name, arm) in zip(("-", "--", ":"), arms.items()):
-        ends = f"{name}\n(ends at {np.mean(losses(arm)):.2f})"
-        for number, curve in enumerate(arm["curve"]):
-            plot.plot(*zip(*curve), style, color="0.2", label=None if number else ends)
-    top = min(plot.get_ylim()[1], arm["full-sentences"][0]["unigram_entropy"] + 2)
-    plot.set(ylim=(None, top), xlabel="steps", ylabel="held-out loss, nats\nper masked token")
-    plot.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -54,11 +54,13 @@ def report(results: dict[str, Any], drawn: list[str]) -> str:
     drawn: the figures to show.
     """
     seconds = sum(sum(arm["seconds"]) for arm in all_arms(results).values())
-    grid = results["grid"]
+    grid, machine = results["grid"], results["machine"]
     parts = [f"# {results['name']}", f"{grid['layers']} layers, {grid['tokens']:,} tokens for a "
              f"teacher, students of {grid['layers'] // 2} layers; corpus `{results['corpus']}` "
              f"(fingerprint {results['fingerprint'][:12]}), seeds {results['seeds']}, "
-             f"{_machine(results)}; {seconds / 60:.0f} minutes of training in all.",
+             f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, torch "
+             f"{results['versions']['torch']}, commit {(results['commit'] or 'none')[:12]}; "
+             f"{seconds / 60:.0f} minutes of training in all.",
              verdict_table(results), *["![the verdicts](verdicts.png)"] * ("verdicts" in drawn),
              "Losses are in nats per masked token on held-out text, scores of tasks in points of a "
              "hundred; the two are different quantities and must not be compared with each other. "
@@ -86,13 +88,6 @@ def report(results: dict[str, Any], drawn: list[str]) -> str:
         parts += ["## Curves", "Crosses are training losses, rings held-out losses, of all seeds.",
                   "![curves](curves.png)"]
     return "\n\n".join(parts) + "\n"
-
-
-def _machine(found: dict[str, Any]) -> str:
-    """Where something was measured, and by what."""
-    machine = found["machine"]
-    return (f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, torch "
-            f"{found['versions']['torch']}, commit {(found['commit'] or 'none')[:12]}")
 
 
 def _claim(claim: dict[str, Any], drawn: bool) -> list[str]:

@@ -5,7 +5,6 @@ run are compared. The arithmetic of a step is what its recipe needs, even where 
 B batch, S sequence, H hidden, I feed-forward, V vocabulary, M predictions in a sequence.
 """
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device, si
 from minibert.data import Batches, TokenizedCorpus
 from minibert.files.run_folder import machine
 from minibert.losses import cosine_loss, mlm_loss, soft_target_loss
-from minibert.masking import IGNORE, DynamicMasker, StaticMasker
+from minibert.masking import IGNORE, DynamicMasker
 from minibert.model import MaskedLM
 from minibert.tokenizer import SpecialIds
 from minibert.tools.table import markdown
@@ -113,12 +112,10 @@ def steps(bench: BenchConfig, device: str, rivals: Callable) -> list[dict[str, A
     plain = model_config(bench)
     student = model_config(bench, num_hidden_layers=max(1, bench.num_hidden_layers // 2))
     teacher = MaskedLM(plain).to(device).eval()
-    dropout = model_config(bench, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
     full, half = flops_of(plain, B, S, M), flops_of(student, B, S, M)
     taught = half + flops_of(plain, B, S, M, training=False)
     cases = {  # by name: the call, and how much arithmetic it needs
         "RoBERTa": (our_step(plain, run, device), full),
-        "RoBERTa, dropout .1": (our_step(dropout, run, device), full),
         "student, untaught": (our_step(student, run, device), half),
         "student, distilled": (our_step(student, run, device, teacher), taught)}
     cases |= {name: (step, full) for name, step in rivals(plain, B, S, device).items()}
@@ -146,29 +143,17 @@ def matrix_products(bench: BenchConfig, device: str) -> dict[str, tuple[Callable
     return cases
 
 
-def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
-    """The drawing of one batch's masks by our code, static and dynamic."""
-    B, S = bench.batch_size, bench.seq_length
-    ids = torch.randint(5, bench.vocab_size, (B, S), device=device)
-    calls = {f"{name} masks": partial(masker, ids, torch.arange(B, device=device), epoch=3,
-                                      vocab_size=bench.vocab_size, **MASKS)
-             for name, masker in (("static", StaticMasker(10)), ("dynamic", DynamicMasker()))}
-    seconds = take_turns(calls, 20 * bench.rounds, device)
-    return [{"name": name, "seconds": every} for name, every in seconds.items()]
-
-
 def bench(bench: BenchConfig, rivals: Callable = lambda *_: {}) -> dict[str, Any]:
-    """Time steps and masks, and return every repetition's seconds.
+    """Time steps, and return every repetition's seconds.
 
     rivals: returns steps of other code by name, for a model's config, B, S and a device.
     """
     device = pick_device(bench.device)
-    torch.set_num_threads(bench.threads or os.cpu_count() or 1)
     return {"settings": dataclasses.asdict(bench), **machine(), "device": device,
-            "steps": steps(bench, device, rivals), "masking": masking(bench, device)}
+            "steps": steps(bench, device, rivals)}
 
 
-def speed_table(found: dict[str, Any]) -> str:
+def speed_table(rows: list[dict[str, Any]]) -> str:
     """What was timed: the fastest repetition and, in brackets, the middle one."""
     columns = {
         "seconds": ("ms", lambda value: f"{1e3 * min(value):,.2f} ({1e3 * np.median(value):,.2f})"),
@@ -177,4 +162,4 @@ def speed_table(found: dict[str, Any]) -> str:
         "share_of_peak": ("of the peak", lambda value: f"{value:.0%}")}
     return markdown(["", *(heading for heading, _ in columns.values())], [
         [row["name"], *(show(row[key]) if key in row else "" for key, (_, show) in columns.items())]
-        for row in [*found["steps"], *found["masking"]]])
+        for row in rows])

@@ -75,10 +75,9 @@ def walk(recipe: str, flags: list[str], folder: str = "") -> str:
                  positions=masked_positions)
     taught = teacher and teacher(inputs, attention_mask=batch.attention_mask,
                                  positions=masked_positions)
-    new_weights = ["The weights are new and have learned nothing, so the guesses below mean "
-                   "nothing yet; --run FOLDER shows a trained model.", ""]
     return "\n".join([
-        *([] if weights else new_weights),
+        *["The weights are new and have learned nothing, so the guesses below mean nothing yet; "
+          "--run FOLDER shows a trained model.\n"] * (not weights),
         f"{SCRIPTS[recipe]}.py: {inspect.getdoc(script).splitlines()[0]}",
         "recipe: " + ", ".join(f"{name} {getattr(run, name)}" for name in script.RECIPE),
         f"weights: {weights or 'new'}",
@@ -184,8 +183,8 @@ def _forward(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> list[st
         name = f"encoder.layers.{number}"
         lines += _station(f"layer {number + 1}", model.Block, "the feed-forward network is "
                           f"{shapes[name + '.intermediate']}, the result {shapes[name]}")
-    first_token = "[CLS] and " * config.next_sentence
-    return [*lines, f"    (of the last layer, only {first_token}the predictions are read)"]
+    read = "[CLS] and the predictions" if config.next_sentence else "the predictions"
+    return [*lines, f"    (of the last layer, only {read} are read)"]
 
 
 def _predictions(output: MaskedLMOutput, taught: MaskedLMOutput | None, batch: data.Batch,
