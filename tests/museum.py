@@ -96,9 +96,10 @@ MISTAKES = (
         "The labels are kept where the input shows `[MASK]`, and nowhere else. For a single blank "
         "that is right. In training it leaves out the chosen tokens that are shown as they are, or "
         "as another word, so that nothing is ever asked about a word in sight, and random words "
-        "are mere noise. From outside little is odd. The training loss is higher than the right "
-        "one, because the easiest questions are gone, but nobody sees that without the right one "
-        "beside it. Count the predictions, as the log does: `targets` are a fifth too few."),
+        "are mere noise. Such a run stays far longer on the plateau of a model that knows only how "
+        "frequent words are. From outside little is odd. The training loss is higher than the "
+        "right one, because the easiest questions are gone, but nobody sees that without the right "
+        "one beside it. Count the predictions, as the log does: `targets` are a fifth too few."),
     mistake(
         "kl", "KL the other way round", "distill",
         ("minibert/losses.py", "F.kl_div(student, teacher,", "F.kl_div(teacher, student,"),
