@@ -81,7 +81,7 @@ distilroberta-untaught: roberta
 #   make test PYTEST="-m 'not promises'"     without those that hold what the documents say
 PYTEST ?=
 TRAINING_TESTS = tests/test_training.py tests/test_report.py tests/test_compare.py tests/test_walk.py \
-                 tests/test_readme.py
+                 tests/test_readme.py tests/test_doctor.py tests/test_notebook.py
 test: setup
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) \
 		test-training test-others
