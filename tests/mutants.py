@@ -519,10 +519,10 @@ def main() -> None:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / file, folder / file)
             if mutant is None:
-                unsound.append(fails(folder, tests, 60))
+                unsound.append(fails(folder, tests, 180))
                 return
             plant(mutant, folder)
-            found = fails(folder, tests, 60) or fails(folder, WHOLE, 600)
+            found = fails(folder, tests, 180) or fails(folder, WHOLE, 900)
         with lock:
             if not found:
                 survivors.append(mutant)
