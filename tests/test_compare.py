@@ -40,8 +40,8 @@ MAY_DIFFER = {"worth": {"steps"}, "capacity": {"num_hidden_layers"},
               "distill": {"alpha_kl", "alpha_cos", "init", "steps"},
               "soft": {"alpha_kl", "alpha_mlm", "text"},
               "terms": {"alpha_kl", "alpha_mlm", "alpha_cos"},
-              "stack": {"teacher", "data_fraction", "steps", "input_format", "nsp", "masking",
-                        "adam_beta2", "max_grad_norm", "static_masks"}}
+              "stack": {"teacher", "steps", "input_format", "nsp", "masking", "adam_beta2",
+                        "max_grad_norm", "static_masks"}}
 
 
 def settings_of(arm, grid):
