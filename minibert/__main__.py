@@ -19,7 +19,8 @@ def main() -> None:
     prepare.add_argument("--preset", default="auto", choices=("auto", *RUN_PRESETS),
                          help="the preset whose vocabulary size is used [auto]")
     prepare.add_argument("--vocab-size", type=positive, help="a size instead of the preset's")
-    check = commands.add_parser("doctor", help="show a run beside the published ones: is it normal?")
+    check = commands.add_parser("doctor",
+                                help="show a run beside the published ones: is it normal?")
     check.add_argument("run", help="a run folder, finished or not")
     table = commands.add_parser("table", help="show finished runs side by side")
     table.add_argument("runs", nargs="+", help="run folders")
