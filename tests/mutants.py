@@ -32,7 +32,6 @@ TRAINING = "tests/test_scripts.py " + " ".join(f"tests/test_training.py::test_{n
     "log_that_lost_lines", "unfinished_run_with_other_settings", "killed_run_goes_on_bit_for_bit"))
 
 
-
 def wiring(script: str) -> str:
     """The tests of the scripts, without the updates of the other two."""
     others = {"train_bert", "train_roberta", "distill"} - {script}
