@@ -495,7 +495,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="bugs whose name or file holds this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--every", action="store_true", help="make every mechanical change, which "
-                        f"takes hours, and not only {SAMPLE} of them")
+                        f"takes an hour on two cores, and not only {SAMPLE} of them")
     args = parser.parse_args()
     sample = mechanical = mechanical_mutants()
     if not args.every:
