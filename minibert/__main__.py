@@ -37,8 +37,8 @@ def main() -> None:
     claims = commands.add_parser("compare", help="run what the claims need and judge each claim")
     claims.add_argument("--name", default="mine", help="the folder in runs/ and results/ [mine]")
     claims.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
-    claims.add_argument("--grid", default="auto", choices=("auto", "quick", "full", "gpu"),
-                        help="the size of the runs; auto is quick, or gpu on a GPU [auto]")
+    claims.add_argument("--grid", default="auto", choices=("auto", "quick", "full"),
+                        help="the size of the runs; auto is quick, or full on a GPU [auto]")
     claims.add_argument("--seeds", type=positive, default=3, help="runs of each arm [3]")
     claims.add_argument("--only", default="", metavar="IDS", help="claims, separated by commas")
     claims.add_argument("--jobs", type=positive, help="runs at the same time [one for each core]")

@@ -16,6 +16,7 @@ from minibert.files.hub import save_pretrained
 from minibert.model import MaskedLM
 
 ROOT = Path(__file__).resolve().parent.parent
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what repeats bit for bit on a CPU does not on a GPU
 torch.set_num_threads(1)  # bit for bit, and the same sums on every machine
 
 # The smallest model that still has every part, and dropout, which a resume must repeat.

@@ -324,6 +324,27 @@ def test_minutes_are_those_of_the_steps_of_each_kind(monkeypatch):
     assert timed == {"taught": (2, True), "untaught": (2, False), "teacher": (4, False)}
 
 
+@pytest.mark.parametrize("cores, memory, jobs", [(16, 80, 16), (16, 9, 4), (4, 1, 1)])
+def test_a_gpu_gets_the_full_grid_and_as_many_runs_as_fit(cores, memory, jobs, toy_text, tmp_path,
+                                                          monkeypatch):
+    """Catches a GPU that waits for Python, one whose memory is not enough, and the small grid."""
+    class Reached(Exception):
+        pass
+
+    def stop(runs, jobs):
+        raise Reached(jobs, {"--num-hidden-layers 4" in " ".join(run.command) for run in runs})
+
+    monkeypatch.setattr(compare_module, "ROOT", tmp_path)
+    monkeypatch.setattr(compare_module, "pick_device", lambda _: "cuda")
+    monkeypatch.setattr(compare_module, "expected_minutes", lambda *_: 1.0)
+    monkeypatch.setattr(compare_module, "run_all", stop)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(compare_module.torch.cuda, "mem_get_info", lambda: (0, memory * 2**30))
+    with pytest.raises(Reached) as reached:
+        compare("auto", str(toy_text), "gpu", only="steps", tokens=20_000, vocab_size=70)
+    assert reached.value.args == (jobs, {True})
+
+
 def test_minutes_are_said_before_and_after(toy_grid, capsys):
     """Catches a plan without its minutes, or with them among the commands for another engine."""
     lines = toy_grid(only="data", plan_only=True).splitlines()

@@ -85,11 +85,6 @@ GRIDS = {
     # of two here, so a student has something to lose; 10 million tokens are five epochs of pydocs.
     "full": Grid("tiny", layers=4, tokens=10_000_000, student=1 / 4,
                  flags="--seq-length 64 --batch-size 32 --learning-rate 0.002 --task-seeds 2"),
-    # For one GPU, with about 13 million tokens of text or more for the same number of epochs. In
-    # 16 million tokens a network of 12 layers would not leave the plateau. The arithmetic behind
-    # this size, and a rehearsal of its warm-up, are in docs/speed.md.
-    "gpu": Grid("small", layers=12, tokens=64_000_000, student=1 / 4,
-                flags="--batch-size 64 --warmup 0.02 --task-rows 20000"),
 }
 
 PAIRS_LOSS = "segment-pair.mlm_loss"

@@ -83,14 +83,15 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     """Run what is missing and judge every claim; return the content of results.json.
 
     grid: one of GRIDS, or auto. only: ids of claims with commas between them, by default all.
-    jobs: runs side by side, by default one for each core, and three on a GPU, which small batches
-    keep waiting for Python. tokens, vocab_size: other numbers than the grid's, to try things out or
-    for a small text. plan_only: return the commands of all runs instead, as `plan_lines` writes
-    them. Raises UserError when a setting, the corpus or a run cannot be used.
+    jobs: runs side by side, by default one for each core, because even on a GPU a small model waits
+    for Python, but no more than a GPU's memory holds. tokens, vocab_size: other numbers than the
+    grid's, to try things out or for a small text. plan_only: return the commands of all runs
+    instead, as `plan_lines` writes them. Raises UserError when a setting, the corpus or a run
+    cannot be used.
     """
     device = pick_device("auto")
     if grid == "auto":
-        grid = "gpu" if device == "cuda" else "quick"
+        grid = "full" if device == "cuda" else "quick"
     size = f" --vocab-size {vocab_size}" if vocab_size else ""
     chosen_grid = dataclasses.replace(GRIDS[grid], tokens=tokens or GRIDS[grid].tokens,
                                       shape=GRIDS[grid].shape + size)
@@ -109,14 +110,16 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     tested = [claim for claim in claims if claim.id not in refused]
     runs = plan(tested, chosen_grid, range(seeds), flags, ROOT / "runs" / name, text, fingerprint)
     expected = expected_minutes([*runs.values()], base_config, run, device)
-    print(f"training will take about {expected:.0f} minutes of one thread, as a few steps of each "
-          "kind show; tasks and evaluation come on top", file=sys.stderr)
+    print(f"training will take about {expected:.0f} minutes of one thread, finished runs included, "
+          "as a few steps of each kind show; tasks and evaluation come on top", file=sys.stderr)
     if plan_only:
         return plan_lines(runs)
     for id, why in refused.items():
         print(f"{id}: refused, because {why}", flush=True)
     warn_of_other_code([run.out for run in runs.values() if run.done])
-    run_all(list(runs.values()), jobs or (3 if device == "cuda" else os.cpu_count() or 1))
+    cores = os.cpu_count() or 1
+    fit = torch.cuda.mem_get_info()[1] // 2**31 if device == "cuda" else cores  # 2 GB for each
+    run_all(list(runs.values()), jobs or max(1, min(cores, fit)))
 
     folder = ROOT / "results" / name
     folder.mkdir(parents=True, exist_ok=True)
