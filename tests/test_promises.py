@@ -10,6 +10,7 @@ import re
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 from mutants import MUTANTS
 from readme_table import readme_table
@@ -212,6 +213,20 @@ def test_report_is_of_the_published_results():
         results, [*drawn, "verdicts", "curves"])
     for name in [*drawn, "verdicts", "curves"]:
         assert (ROOT / f"results/cpu/{name}.png").exists()
+
+
+def test_measuring_shows_how_alike_positions_are(teachers, capsys):
+    """Catches a snippet that the code has outgrown, and a share of something else: it is 0 where
+    all positions are the same, and 1 where they have nothing in common."""
+    [code] = re.findall(r"^```python\n(.+?)^```", PAGES["docs/measuring.md"], re.M | re.S)
+    names, long = {}, code[code.index("text = "):code.index("\n\n\ndef")]
+    exec(code.replace(long, 'text = "ba be. bi bo ba."').replace(
+        "runs/demo", str(teachers / "roberta")), names)
+    shares = [float(share) for share in capsys.readouterr().out.split()]
+    assert len(shares) == 4 and all(0 < share < 1 for share in shares)
+    for hidden in ([[1.0, 2.0], [1.0, 2.0]], [[1.0, 0.0], [-1.0, 0.0]]):
+        names["show_share"](None, None, torch.tensor([hidden]))
+    assert capsys.readouterr().out == "0.00 1.00 "
 
 
 def test_larger_models_are_as_published():
