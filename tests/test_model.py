@@ -13,6 +13,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from conftest import ROOT
 
 import minibert.model as model_module
 from minibert.config import ModelConfig
@@ -370,6 +371,9 @@ def test_initial_weights_leave_torchs_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.skipif(f"torch=={torch.__version__.split('+')[0]}\n" not in
+                    (ROOT / "requirements.txt").read_text(encoding="utf-8"),
+                    reason="another version of torch draws other numbers (2.11 did)")
 def test_golden_values_of_the_initial_weights():
     """Would catch: other keys for the draw, after which no old run could be repeated."""
     drawn = MaskedLM(ModelConfig(**TINY)).encoder.layers[1].output.weight[0, :4]  # with seed 0
