@@ -1,6 +1,7 @@
 """Settings: every flag arrives, in the right order of precedence, and bad ones end in one line."""
 import dataclasses
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -269,6 +270,11 @@ def test_auto_preset_follows_the_device(script, device, preset, monkeypatch):
                          OTHER[script], argv=NEEDED[script])
     assert run.preset == preset and run.steps == SCRIPTS[script].STEPS[preset]
     assert run.seq_length == RUN_PRESETS[preset]["seq_length"]
+
+
+def test_the_tests_use_no_gpu():
+    """Would catch: a suite that trains on a GPU where there is one; its sums differ each time."""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and config.pick_device("auto") != "cuda"
 
 
 # Defaults
