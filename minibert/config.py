@@ -96,7 +96,7 @@ MODEL_PRESETS: dict[str, dict[str, Any]] = {
                               type_vocab_size=0),
     # Departure: `tiny` and `small` switch dropout off, because few epochs cannot overfit. `tiny`
     # has larger initial weights: 0.02 is 0.55/sqrt(H) for H = 768, which is 0.05 for H = 128. In
-    # twelve layers, such weights make all positions alike (docs/measuring.md).
+    # twelve layers, large weights make the positions more alike (docs/measuring.md).
     "tiny": _sizes(4, 128, vocab_size=4096, max_position_embeddings=128, initializer_range=0.05,
                    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
     "small": _sizes(12, 384, vocab_size=8192,
