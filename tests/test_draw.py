@@ -36,8 +36,19 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def model():
-    return MaskedLM(CONFIG, seed=2).eval()
+def model(tokenizer):
+    """One whose head that looks ahead would be another if [SEP] counted as a word.
+
+    Which seed draws such weights depends on the version of torch.
+    """
+    _, masked, position = draw.blank(tokenizer)
+    for seed in range(100):
+        model = MaskedLM(CONFIG, seed=seed).eval()
+        with torch.no_grad():
+            ahead = draw.attention_weights(model, masked)[..., position, position + 1:]
+        if ahead[..., :-1].sum(-1).argmax() != ahead.sum(-1).argmax():
+            return model
+    pytest.fail("no seed draws such weights")
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +269,6 @@ def test_attention_drawn_is_the_head_that_looks_ahead(figures, model, tokenizer)
     both, causal = figures["attention"].axes
     layer, head = map(int, re.search(r"layer (\d) of 3, head (\d)", both.get_title()).groups())
     assert ahead[layer - 1, head - 1] == ahead.max()
-    assert ahead.argmax() != weights[..., position, position + 1:].sum(-1).argmax()  # with [SEP]
     chosen = weights[layer - 1, head - 1]
     assert (both.images[0].get_array() == chosen.numpy()).all()
     right = f"{chosen[position, position + 1:].sum():.0%} of [MASK]'s attention goes to the right"
