@@ -37,7 +37,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    """One whose head that looks ahead would be another if [SEP] counted as a word.
+    """A model in which another head would be chosen if [SEP] counted as a word.
 
     Which seed draws such weights depends on the version of torch.
     """
