@@ -93,9 +93,8 @@ def main() -> None:
         from minibert.tools.doctor import doctor
         print(doctor(args.run))
     elif command == "report":
-        from minibert.claims.compare import ROOT
         from minibert.claims.verdicts import write_report
-        from minibert.files.run_folder import read_json
+        from minibert.files.run_folder import ROOT, read_json
         folder = ROOT / "results" / args.name
         write_report(read_json(folder / "results.json", "is missing; make it with compare"), folder)
     else:

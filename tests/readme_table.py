@@ -17,7 +17,7 @@ from minibert.tools.table import markdown
 # counted or timed and not trained.
 README_ROWS: dict[str, tuple[str, ...]] = {
     "kl": ("Is KL with a one-hot target cross-entropy?", "an identity",
-           r"equal to the last digit|differ by [\w+-]+"),
+           r"equal to the last digit|differ by \S+"),
     "architecture": ("Is RoBERTa's architecture BERT's?", "only the recipe changes",
                      r"\d+ of \d+ tensors"),
     "size": ("How much smaller are half the layers?", "40 % smaller",
@@ -58,18 +58,17 @@ def _found_in_short(claim: dict[str, Any]) -> str:
     first = next(iter(claim.get("contrasts", [])), None)
     quoted = README_ROWS[claim["id"]][2:]
     if match := re.search(quoted[0], claim["found"]) if quoted else None:
-        return match[0].replace("differ by 0e+00", "equal to the last digit")
+        return match[0]
     if first is None:
         return textwrap.shorten(claim["found"].split(";")[0], 40, placeholder="…")
     if not first["gains"]:
         return "not comparable"
     gain, half = first["gain"], (first["high"] - first["low"]) / 2
-    kind, _, measure = first["measure"].partition(".")
+    measure = first["measure"].partition(".")[2]
     if measure != "mlm_loss":  # shares of right answers, as far as they are no losses
         unit, scale = ("points", 100) if not measure else ("nats", 1)
         return f"{scale * gain:+.{2 if scale == 1 else 1}f} ± {scale * half:.2g} {unit}"
-    ours, theirs = (np.exp(np.mean([found["mlm_loss"] for found in claim["arms"][arm][kind]]))
-                    for arm in (first["first"], first["second"]))
+    ours, theirs = np.exp(first["means"])
     return f"{ours:,.0f} against {theirs:,.0f} ({gain:+.2f} ± {half:.2f})"
 
 

@@ -18,17 +18,18 @@ from conftest import BUDGET, TOY
 from minibert.__main__ import main
 from minibert.claims import compare as compare_module
 from minibert.claims import plan as plan_module
-from minibert.claims.claims import (CLAIMS, GRIDS, HALF_DEPTH, HARD, ROBERTA, SOFT, TRAINED_ON,
-                                    Arm, Claim, Contrast, Grid)
+from minibert.claims.claims import (CLAIMS, GRIDS, HALF_DEPTH, HARD, MORE_SEEDS, ROBERTA, SOFT,
+                                    TRAINED_ON, Arm, Claim, Contrast, Grid)
 from minibert.claims.compare import Run, compare, expected_minutes, run_all
 from minibert.claims.judge import arms_of, judge_claim
 from minibert.claims.plan import (plan, plan_lines, read_flags, shape_flags,
                                   slice_tokens, tokens_in_a_sequence, too_small, unit)
-from minibert.claims.verdicts import (_claim, models_table, report, task_scores, verdict_lines,
-                                      verdict_table, write_report)
+from minibert.claims.verdicts import (_claim, _teacher_not_done, models_table, report,
+                                      task_scores, verdict_lines, verdict_table, write_report)
 from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
 from minibert.data import TokenizedCorpus
 from minibert.errors import UserError
+from minibert.files import run_folder
 from minibert.files.corpus import prepare
 
 # ---- the table of claims
@@ -86,7 +87,7 @@ def test_plan_shares_runs_and_orders_teachers(text, tmp_path, monkeypatch):
     """Catches an arm that is trained once for each claim, a student before its teacher, another
     command or text in a folder that counts as done."""
     grid, flags = dataclasses.replace(GRIDS["quick"], tokens=20_000), []
-    runs = plan(CLAIMS, grid, range(2), flags, tmp_path, text, "abc")
+    runs = plan(CLAIMS, grid, 2, flags, tmp_path, text, "abc")
     arms = {arm for claim in CLAIMS for arm in arms_of(claim)}
     assert len(runs) == 2 * len(arms) == len({run.out for run in runs.values()})
     seen = []
@@ -94,17 +95,34 @@ def test_plan_shares_runs_and_orders_teachers(text, tmp_path, monkeypatch):
         assert run.teacher is None or run.teacher in seen and run.teacher.seed == seed
         seen.append(run)
         assert ("--tasks" in run.command) == (not arm.tasks)  # the preset's, or none
-    other = plan(CLAIMS, grid, range(2), flags, tmp_path, text, "abd")
-    changed = plan(CLAIMS, dataclasses.replace(grid, flags="--batch-size 16"), range(2), flags,
+    other = plan(CLAIMS, grid, 2, flags, tmp_path, text, "abd")
+    changed = plan(CLAIMS, dataclasses.replace(grid, flags="--batch-size 16"), 2, flags,
                    tmp_path, text, "abc")
     moved = []  # the same runs, wherever the project lies
     for root in (tmp_path / "here", tmp_path / "there"):
         monkeypatch.setattr(plan_module, "ROOT", root)
         moved.append([run.out.relative_to(root) for run in plan(
-            CLAIMS, grid, range(1), flags, root / "runs", text, "abc").values()])
+            CLAIMS, grid, 1, flags, root / "runs", text, "abc").values()])
     assert moved[0] == moved[1]
     for again in (other, changed):
         assert not {run.out for run in again.values()} & {run.out for run in runs.values()}
+
+
+def test_some_arms_have_more_seeds(text, tmp_path):
+    """Catches a seed more of every arm, a student of a seed that has no teacher, and a pair of
+    which one arm alone has more."""
+    grid = dataclasses.replace(GRIDS["full"], tokens=20_000, student=1.0)
+    runs = plan(CLAIMS, grid, 3, [], tmp_path, text, "abc")
+    found = {arm: [seed for its_arm, seed in runs if its_arm == arm] for arm, _ in runs}
+    more = {arm for arm, seeds in found.items() if seeds == [0, 1, 2, 3, 4]}
+    assert more == set(MORE_SEEDS)
+    assert all(seeds == [0, 1, 2] for arm, seeds in found.items() if arm not in more)
+    for arm, seed in runs:
+        assert not arm.teacher or runs[arm, seed].teacher is runs[arm.teacher, seed]
+    for claim in CLAIMS:
+        first = claim.contrasts[0]
+        if claim.id in ("worth", "capacity", "nsp", "retain", "stack"):
+            assert {first.first, first.second} <= more
 
 
 def test_formats_get_equal_tokens(text, tmp_path):
@@ -116,7 +134,7 @@ def test_formats_get_equal_tokens(text, tmp_path):
     arms += [Arm("half", flags="--data-fraction 0.5"), Arm("twice", budget=2.0)]
     claim = Claim("x", "", (Contrast(arms[0], arms[0], "better"),), "", "", tuple(arms))
     found = {}
-    for (arm, _), run in plan((claim,), grid, range(1), [], tmp_path, text, "").items():
+    for (arm, _), run in plan((claim,), grid, 1, [], tmp_path, text, "").items():
         run = read_flags(arm.script, run.command[1:-2])[0]
         found[arm.name] = (run.batch_size, run.steps,
                            run.batch_size * tokens_in_a_sequence(run, text))
@@ -147,7 +165,7 @@ def test_a_slice_is_read_equally_often_on_any_corpus(text, tmp_path):
     student = Arm("student", "distill", teacher=Arm("teacher"), text=1 / 20)
     assert slice_tokens(arm, grid) == 1000 == slice_tokens(student, grid)
     claim = Claim("x", "", (Contrast(arm, student, "better"),), "", "")
-    run = plan((claim,), grid, range(1), [], tmp_path, text, "")[arm, 0]
+    run = plan((claim,), grid, 1, [], tmp_path, text, "")[arm, 0]
     assert run.command[run.command.index("--data-tokens") + 1] == "1000"
     every, steps = (int(run.command[run.command.index(flag) + 1])
                     for flag in ("--eval-every", "--steps"))
@@ -160,7 +178,7 @@ def test_a_slice_is_read_equally_often_on_any_corpus(text, tmp_path):
 def test_a_network_without_training_is_an_arm(text, tmp_path):
     """Catches a step that is made although the budget is none."""
     run = plan((Claim("x", "", (Contrast(Arm("a", budget=0.0), Arm("b"), "better"),), "", ""),),
-               GRIDS["quick"], range(1), [], tmp_path, text, "")[Arm("a", budget=0.0), 0]
+               GRIDS["quick"], 1, [], tmp_path, text, "")[Arm("a", budget=0.0), 0]
     assert run.command[run.command.index("--steps") + 1] == "0" and run.sequences == 0
 
 
@@ -168,7 +186,7 @@ def test_another_engine_can_run_the_plan(text, tmp_path, monkeypatch):
     """Catches a line that cannot be run as it stands, and a student that does not wait."""
     monkeypatch.setattr(plan_module, "ROOT", tmp_path)
     grid = dataclasses.replace(GRIDS["quick"], tokens=20_000)
-    runs = plan(CLAIMS, grid, range(2), ["--corpus", "my text.txt"], tmp_path / "runs", text, "abc")
+    runs = plan(CLAIMS, grid, 2, ["--corpus", "my text.txt"], tmp_path / "runs", text, "abc")
     lines = [line.split("\t") for line in plan_lines(runs).splitlines()]
     assert [int(number) for number, _, _ in lines] == list(range(1, len(runs) + 1))
     assert str(tmp_path) not in plan_lines(runs)
@@ -385,8 +403,9 @@ def test_twice_the_same(toy_grid, tmp_path):
 def test_some_claims_only(toy_grid, tmp_path):
     """Catches runs that nobody asked for, names that are not there, and an hour of runs before it
     is said that one seed gives no interval."""
-    with pytest.raises(UserError, match="1 seeds give no interval"):
-        toy_grid(seeds=1)
+    for count in (1, 11):
+        with pytest.raises(UserError, match=f"{count} seeds give no interval"):
+            toy_grid(seeds=count)
     assert not (tmp_path / "runs").exists()
     found = toy_grid(only="data")
     assert [claim["id"] for claim in found["claims"]] == ["data"]
@@ -532,6 +551,7 @@ def test_terminal_and_report_again(toy_grid, tmp_path, monkeypatch, capsys):
     before = (tmp_path / "results" / "toy" / "report.md").read_text()
     (tmp_path / "results" / "toy" / "report.md").unlink()
     monkeypatch.setattr(sys, "argv", ["minibert", "report", "toy"])
+    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
     main()
     assert (tmp_path / "results" / "toy" / "report.md").read_text() == before
     # Without matplotlib there are no figures, and the terminal says how to get them.
@@ -593,3 +613,18 @@ def test_tasks_that_were_not_done_have_no_columns():
     assert "Fine-tuned" not in shown  # one arm's scores compare with nothing
     assert task_scores(some)["big"] == {"sst2, accuracy": [0.9, 0.7]}
     assert task_scores(some)["(word overlap)"] == {"sst2, accuracy": []}
+
+
+@pytest.mark.parametrize("trained_on, says", [
+    ([3.5, 3.7], "was nearly done: trained on for the student's budget it gains +0.500 nats, while "
+     "2.000 nats"), ([2.9, 3.1], "was not done: trained on for the student's budget it gains "
+                     "+1.100 nats, while 2.000 nats")])
+def test_a_report_says_whether_the_teacher_was_done(trained_on, says):
+    """Catches a teacher's third seed, which nobody trained on, in the mean of two."""
+    losses = {"big": [4.0, 4.2, 9.0], "big, trained on": trained_on, "untaught": [6.0, 6.2, 11.0]}
+    arms = {name: {"teacher": "big", "full-sentences": [{"mlm_loss": loss} for loss in found]}
+            for name, found in losses.items()}
+    claim = {"arms": arms, "contrasts": [{"second": "untaught"}]}
+    assert says in _teacher_not_done(claim)[0]
+    del arms["big, trained on"]
+    assert _teacher_not_done(claim) == []

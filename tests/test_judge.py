@@ -80,6 +80,31 @@ def test_gains_are_paired_by_seed(runs):
     assert judge(Contrast(B, A, "better"), runs())["verdict"] == "contradicted"
 
 
+def test_an_arm_with_more_seeds(runs):
+    """Catches means, or a pair, of seeds that only one of the arms has."""
+    found = runs()
+    found[A].append({**found[A][0], "full-sentences": {**found[A][0]["full-sentences"],
+                                                       "mlm_loss": 1.0}})
+    for contrast, means in ((Contrast(A, B, "better"), [4.5, 4.7]),
+                            (Contrast(B, A, "better"), [4.7, 4.5])):
+        judged = judge(contrast, found)
+        assert len(judged["gains"]) == 3 and judged["means"] == pytest.approx(means)
+
+
+def test_an_open_verdict_says_how_exact_it_is(runs):
+    """Catches "inconclusive" without a reason, and points that are given as a share of one."""
+    found = runs()
+    for seed, (loss, score) in enumerate(((4.0, 0.7), (4.7, 0.6), (5.4, 0.5))):
+        found[A][seed]["full-sentences"]["mlm_loss"] = loss
+        found[A][seed]["tasks"] = {"x": {"score": score, "majority": 0.5}}
+        found[B][seed]["tasks"] = {"x": {"score": 0.6, "majority": 0.5}}
+        found[A][seed]["last_fifth"] = found[B][seed]["last_fifth"] = 0.0
+    says = judge(Contrast(B, A, "better"), found)["verdict"]
+    assert says == "inconclusive (3 seeds tell it to ±0.5)"  # 0.2 x 4.303 / 3**0.5
+    says = judge(Contrast(A, B, "better", measure=TASKS), found)["verdict"]
+    assert says == "inconclusive (3 seeds tell it to ±25 points)"
+
+
 def test_rule_1_other_evaluation_set(runs):
     """Catches losses on other targets, also of one seed only."""
     changed = runs((("b", 2), {"full": {"hash": "other"}}))

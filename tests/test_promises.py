@@ -178,10 +178,11 @@ def test_readme_table_takes_claims_that_come_and_go():
     """Catches a table that breaks, or is silent, when the next published run has other claims."""
     contrast = {"name": "a against b", "first": "a", "second": "b", "question": "better",
                 "measure": "full-sentences.mlm_loss", "margin": 0.05, "gains": [0.6, 0.8],
-                "gain": 0.7, "low": 0.6, "high": 0.8, "verdict": "holds"}
+                "gain": 0.7, "low": 0.6, "high": 0.8, "verdict": "holds",
+                "means": [3.0, 3.7]}  # of the seeds that both arms have
     arms = {name: {"seconds": [60.0, 60.0], "tasks": [{}, {}],
-                   "full-sentences": [{"mlm_loss": loss}, {"mlm_loss": loss}]}
-            for name, loss in (("a", 3.0), ("b", 3.7))}
+                   "full-sentences": [{"mlm_loss": loss} for loss in losses]}
+            for name, losses in (("a", [3.0, 3.0, 9.0]), ("b", [3.7, 3.7]))}
     claim = lambda **changes: {"id": "capacity", "says": "", "verdict": "holds", "found": "",
                                "published": "", "arms": arms, "contrasts": [contrast], **changes}
     row = lambda one: readme_table({"grid": {"layers": 4}, "claims": [one]}).splitlines()[2]

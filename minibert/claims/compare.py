@@ -99,7 +99,8 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     chosen = only.split(",") if only else ids
     if unknown := sorted(set(chosen) - set(ids)):
         raise UserError(f"there is no claim {unknown[0]!r}; the claims are {', '.join(ids)}")
-    interval([0.0] * seeds)  # too few seeds are said before the first run, not after the last
+    for count in (seeds, seeds + chosen_grid.more_seeds):
+        interval([0.0] * count)  # too few or too many are said before the first run, not after it
     flags = ["--corpus", corpus]
     run, base_config = read_flags("train_roberta", ["--preset", chosen_grid.preset, *flags,
                                                     *chosen_grid.flags.split(),
@@ -108,7 +109,7 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     claims = [claim for claim in CLAIMS if claim.id in chosen]
     refused = {claim.id: why for claim in claims if (why := too_small(claim, chosen_grid, text))}
     tested = [claim for claim in claims if claim.id not in refused]
-    runs = plan(tested, chosen_grid, range(seeds), flags, ROOT / "runs" / name, text, fingerprint)
+    runs = plan(tested, chosen_grid, seeds, flags, ROOT / "runs" / name, text, fingerprint)
     expected = expected_minutes([*runs.values()], base_config, run, device)
     print(f"training will take about {expected:.0f} minutes of one thread, finished runs included, "
           "as a few steps of each kind show; tasks and evaluation come on top", file=sys.stderr)
@@ -124,7 +125,7 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     folder = ROOT / "results" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_logs(list(runs.values()), folder / "logs.jsonl")
-    results = {arm: [metrics_of(runs[arm, seed].out) for seed in range(seeds)]
+    results = {arm: [metrics_of(run.out) for run in runs.values() if run.arm == arm]
                for arm in {arm for arm, _ in runs}}
     spent = sum(one["seconds"] for found in results.values() for one in found) / 60
     print(f"training took {spent:.0f} minutes; the estimate was {expected:.0f}", file=sys.stderr)

@@ -37,9 +37,8 @@ def kl(vocab_size: int = 2000, limit: float = 1000.0) -> dict[str, Any]:
     error = abs(soft_target_loss(student, certain, 1.0) - mlm_loss(student, words)).item()
     student.requires_grad_()
 
-    def gradient(temperature: float) -> torch.Tensor:
-        loss = soft_target_loss(student, teacher, temperature)  # has the T² in it
-        return torch.autograd.grad(loss, student)[0]
+    def gradient(temperature: float) -> torch.Tensor:  # the loss has the T² in it
+        return torch.autograd.grad(soft_target_loss(student, teacher, temperature), student)[0]
 
     centred = lambda logits: logits - logits.mean(-1, keepdim=True)
     matching = (centred(student) - centred(teacher)).detach() / vocab_size / len(words)

@@ -61,7 +61,7 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def verdict(question: str, low: float, high: float, margin: float) -> str:
+def verdict(question: str, low: float, high: float, margin: float, unit: str = "") -> str:
     """Return what an interval of the first arm's gain says; the margin was fixed before.
 
     >>> verdict("better", 0.1, 0.2, 0.05), verdict("better", -0.03, 0.04, 0.05)
@@ -70,7 +70,7 @@ def verdict(question: str, low: float, high: float, margin: float) -> str:
     ('holds', 'inconclusive')
     """
     if -margin < low and high < margin:
-        return f"no difference beyond ±{margin:g}"
+        return f"no difference beyond ±{margin:g}{unit}"
     if low > (margin if question == "better" else -margin):
         return "holds"
     if high < (0 if question == "better" else -margin):
@@ -98,14 +98,15 @@ def judge(contrast: Contrast, results: Results) -> dict[str, Any]:
                "measure": contrast.measure, "margin": contrast.margin}
     if why := refusal(contrast, results):
         return {**summary, "gains": [], "verdict": f"refused: {why}"}
-    values = [[measured(metrics, contrast.measure) for metrics in results[arm]] for arm in arms]
+    # Where one arm has more seeds than the other, those that both have are paired.
+    pairs = list(zip(*([measured(metrics, contrast.measure) for metrics in results[arm]]
+                       for arm in arms)))
     sign = 1 if contrast.measure == TASKS else -1  # a score should be high, a loss low
-    gains = [sign * (first - second) for first, second in zip(*values)]
+    gains = [sign * (first - second) for first, second in pairs]
     mean, low, high = interval(gains)
-    says = verdict(contrast.question, low, high, contrast.margin)
-    if contrast.measure == TASKS:
-        says = says.replace(f"±{contrast.margin:g}", f"±{100 * contrast.margin:g} points")
-    else:
+    scale, unit = (100, " points") if contrast.measure == TASKS else (1, "")
+    says = verdict(contrast.question, scale * low, scale * high, scale * contrast.margin, unit)
+    if contrast.measure != TASKS:
         last = max(np.mean([metrics["last_fifth"] for metrics in results[arm]]) for arm in arms)
         if abs(mean) < last:
             says += " (early)"
@@ -113,8 +114,10 @@ def judge(contrast: Contrast, results: Results) -> dict[str, Any]:
         if stuck := [arm.name for arm in arms
                      if any(on_plateau(metrics, kind) for metrics in results[arm])]:
             says = f"inconclusive (on the plateau: {', '.join(stuck)})"
+    if says == "inconclusive":
+        says += f" ({len(gains)} seeds tell it to ±{scale * (high - low) / 2:.2g}{unit})"
     return {**summary, "gains": gains, "gain": mean, "low": low, "high": high, "verdict": says,
-            "means": [float(np.mean(value)) for value in values]}
+            "means": [float(np.mean(values)) for values in zip(*pairs)]}
 
 
 def in_words(contrast: dict[str, Any]) -> str:
@@ -221,8 +224,7 @@ def nsp_unlearned(metrics: list[dict[str, Any]]) -> str:
     scores = [one["segment-pair"] for one in metrics]
     accuracies = [one["nsp_accuracy"] for one in scores]
     floors = [max(one["nsp_majority"], one["nsp_length"]) for one in scores]
-    above = [accuracy - floor for accuracy, floor in zip(accuracies, floors)]
-    if interval(above)[1] > 0:
+    if interval([accuracy - floor for accuracy, floor in zip(accuracies, floors)])[1] > 0:
         return ""
     return (f"NSP was not learned here (accuracy {np.mean(accuracies):.3f}, "
             f"{np.mean(floors):.3f} without reading)")

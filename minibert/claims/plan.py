@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from minibert.claims.claims import Arm, Claim, Grid
+from minibert.claims.claims import MORE_SEEDS, Arm, Claim, Grid
 from minibert.claims.judge import arms_of
 from minibert.config import RunConfig
 from minibert.data import TokenizedCorpus, make_sequences
@@ -30,13 +30,14 @@ class Run:
         return (self.out / "metrics.json").exists()
 
 
-def plan(claims: list[Claim], grid: Grid, seeds: range, flags: list[str], folder: Path,
+def plan(claims: list[Claim], grid: Grid, seeds: int, flags: list[str], folder: Path,
          text: TokenizedCorpus, corpus: str) -> dict[tuple[Arm, int], Run]:
     """Return every run that the claims need, teachers before students.
 
-    flags: what all runs share (the corpus). corpus: its fingerprint, which becomes a part of the
-    folder's name together with the command, so what is finished in a folder is what would be run.
-    An arm that two claims share is one run.
+    seeds: of each arm; those in MORE_SEEDS have as many more as the grid says. flags: what all runs
+    share (the corpus). corpus: its fingerprint, which becomes a part of the folder's name together
+    with the command, so what is finished in a folder is what would be run. An arm that two claims
+    share is one run.
     """
     runs: dict[tuple[Arm, int], Run] = {}
     budgets: dict[Arm, tuple[int, int]] = {}
@@ -75,7 +76,7 @@ def plan(claims: list[Claim], grid: Grid, seeds: range, flags: list[str], folder
 
     for claim in claims:
         for arm in arms_of(claim):
-            for seed in seeds:
+            for seed in range(seeds + grid.more_seeds * (arm in MORE_SEEDS)):
                 add(arm, seed)
     return runs
 

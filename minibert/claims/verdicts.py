@@ -130,12 +130,13 @@ def _teacher_not_done(claim: dict[str, Any]) -> list[str]:
     trained_on = [name for name in claim["arms"] if "trained on" in name]
     if not trained_on:
         return []
-    mean = lambda name: float(np.mean(losses(claim["arms"][name])))
     teacher, untaught = claim["arms"][trained_on[0]]["teacher"], claim["contrasts"][0]["second"]
-    more, gap = mean(teacher) - mean(trained_on[0]), mean(untaught) - mean(teacher)
-    done = "was not done" if more > gap / 2 else "was nearly done"
-    return [f"The teacher {done}: trained on for the student's budget it gains {more:+.3f} nats, "
-            f"while {gap:.3f} nats lie between it and the untaught student."]
+    both = lambda *names: zip(*(losses(claim["arms"][name]) for name in names))
+    more = float(np.mean([before - after for before, after in both(teacher, trained_on[0])]))
+    gap = float(np.mean([worse - better for worse, better in both(untaught, teacher)]))
+    done = "not" if more > gap / 2 else "nearly"
+    return [f"The teacher was {done} done: trained on for the student's budget it gains "
+            f"{more:+.3f} nats, while {gap:.3f} nats lie between it and the untaught student."]
 
 
 def task_scores(arms: dict[str, dict]) -> dict[str, dict[str, list[float]]]:
@@ -157,10 +158,8 @@ def models_table(arms: dict[str, dict], family: dict[str, Any]) -> str:
     """Size, speed, loss and tasks of the family as a Markdown table: means over the seeds."""
     scores = task_scores(arms)
     tasks = list(scores.get("(majority)", {}))
-    # An earlier comparison did not count the encoders.
-    encoders = family.get("encoder_parameters", {})
     rows = [[name, str(arm["layers"]), f"{arm['parameters']:,}",
-             f"{encoders[name]:,}" if encoders else "", f"{arm['disk'] / 1e6:.1f}",
+             f"{family['encoder_parameters'][name]:,}", f"{arm['disk'] / 1e6:.1f}",
              f"{family['latency_ms'][name]:.2f}", f"{np.mean(losses(arm)):.3f}",
              *(f"{np.mean(scores[name][task]):.3f}" for task in tasks)]
             for name, arm in arms.items()]

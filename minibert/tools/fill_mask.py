@@ -87,6 +87,4 @@ def blanks(held_out: TokenizedCorpus, tokenizer: tokenizers.Tokenizer, count: in
         if 12 <= len(ids) <= 24 and whole and len(word) >= 4 and word.isalpha():
             left, right = tokenizer.decode(ids[:middle]), tokenizer.decode(ids[middle + 1:])
             found.append((f"{left.strip()} [MASK] {right.strip()}", word))
-            if len(found) == count:
-                break
-    return found
+    return found[:count]
