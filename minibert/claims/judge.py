@@ -204,10 +204,12 @@ def together(verdicts: list[str]) -> str:
 
     >>> together(["holds", "holds (early)"]), together(["holds", "inconclusive", "holds"])
     ('holds', 'mixed: 2 of 3 hold, 1 inconclusive')
+    >>> together(["holds", "no difference beyond ±0.05", "no difference beyond ±1 points"])
+    'mixed: 1 of 3 hold, 2 no difference'
     """
     if len(verdicts) == 1:
         return verdicts[0]
-    kinds = [one.split(" (")[0].split(":")[0] for one in verdicts]
+    kinds = [one.split(" (")[0].split(":")[0].split(" beyond")[0] for one in verdicts]
     counts = {kind: kinds.count(kind) for kind in kinds}
     if len(counts) == 1:
         return kinds[0]
