@@ -616,9 +616,10 @@ def test_tasks_that_were_not_done_have_no_columns():
 
 
 @pytest.mark.parametrize("trained_on, says", [
-    ([3.5, 3.7], "was nearly done: trained on for the student's budget it gains +0.500 nats, while "
-     "2.000 nats"), ([2.9, 3.1], "was not done: trained on for the student's budget it gains "
-                     "+1.100 nats, while 2.000 nats")])
+    ([3.5, 3.7], "was nearly done: it gains +0.500 nats from the student's budget, and the "
+                 "untaught student is 2.000 nats behind"),
+    ([2.9, 3.1], "was not done: it gains +1.100 nats from the student's budget, and the "
+                 "untaught student is 2.000 nats behind")])
 def test_a_report_says_whether_the_teacher_was_done(trained_on, says):
     """Catches a teacher's third seed, which nobody trained on, in the mean of two."""
     losses = {"big": [4.0, 4.2, 9.0], "big, trained on": trained_on, "untaught": [6.0, 6.2, 11.0]}

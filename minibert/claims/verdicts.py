@@ -53,14 +53,15 @@ def report(results: dict[str, Any], drawn: list[str]) -> str:
 
     drawn: the figures to show.
     """
-    seconds = sum(sum(arm["seconds"]) for arm in all_arms(results).values())
+    spent = [arm["seconds"] for arm in all_arms(results).values()]
+    seeds = " or ".join(map(str, sorted({len(seconds) for seconds in spent}) or [0]))
     grid, machine = results["grid"], results["machine"]
     parts = [f"# {results['name']}", f"{grid['layers']} layers, {grid['tokens']:,} tokens for a "
              f"teacher, students of {grid['layers'] // 2} layers; corpus `{results['corpus']}` "
-             f"(fingerprint {results['fingerprint'][:12]}), seeds {results['seeds']}, "
+             f"(fingerprint {results['fingerprint'][:12]}), {seeds} seeds of each arm, "
              f"{machine['gpu'] or machine['processor']}, {machine['cores']} cores, torch "
              f"{results['versions']['torch']}, commit {(results['commit'] or 'none')[:12]}; "
-             f"{seconds / 60:.0f} minutes of training in all.",
+             f"{sum(map(sum, spent)) / 60:.0f} minutes of training in all.",
              verdict_table(results), *["![the verdicts](verdicts.png)"] * ("verdicts" in drawn),
              "Losses are in nats per masked token on held-out text, scores of tasks in points of a "
              "hundred; the two are different quantities and must not be compared with each other. "
@@ -134,9 +135,8 @@ def _teacher_not_done(claim: dict[str, Any]) -> list[str]:
     both = lambda *names: zip(*(losses(claim["arms"][name]) for name in names))
     more = float(np.mean([before - after for before, after in both(teacher, trained_on[0])]))
     gap = float(np.mean([worse - better for worse, better in both(untaught, teacher)]))
-    done = "not" if more > gap / 2 else "nearly"
-    return [f"The teacher was {done} done: trained on for the student's budget it gains "
-            f"{more:+.3f} nats, while {gap:.3f} nats lie between it and the untaught student."]
+    return [f"The teacher was {'not' if more > gap / 2 else 'nearly'} done: it gains {more:+.3f} "
+            f"nats from the student's budget, and the untaught student is {gap:.3f} nats behind."]
 
 
 def task_scores(arms: dict[str, dict]) -> dict[str, dict[str, list[float]]]:
