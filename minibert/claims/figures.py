@@ -166,8 +166,8 @@ def _draw_gains(plot: Any, unit: str, contrasts: list[dict], names: list[str]) -
         plot.fill_betweenx([row - 0.3, row + 0.3], -scale * one["margin"], scale * one["margin"],
                            color="0.88", label="margin: less is too small to matter")
         # The band shows the margin, and the report has the reasons of a refusal.
-        short = one["verdict"].replace(f" beyond ±{one['margin']:g}", "")
-        says.append(short.replace(" (early)", ", early").split(" (")[0])
+        short = one["verdict"].split(" beyond")[0].split(" (")[0]
+        says.append(short + ", early" * ("(early)" in one["verdict"]))
         if one["gains"]:
             says[-1] = f"{scale * one['gain']:+.{2 if scale == 1 else 1}f} {unit}, {says[-1]}"
             found = [scale * one[key] for key in ("low", "gain", "high")]
