@@ -73,6 +73,16 @@ def test_score_is_the_share_of_choices_that_are_won(run):
                     "majority": 0.5}
 
 
+def test_scores_belong_to_their_texts(run):
+    """Catches scores that change places when texts of one length are brought together."""
+    choices = [Choice(WORDS[:first], WORDS[::-1][:second], slice(0, 2))
+               for first, second in ((6, 2), (2, 5), (3, 4), (5, 3), (2, 6))]
+    score = lambda *choices: zero_shot(run, ChoiceData("x", list(choices), {}), "cpu")["score"]
+    alone = [score(choice) for choice in choices]
+    for first in range(len(choices)):
+        assert score(*choices[:first + 1]) == pytest.approx(sum(alone[:first + 1]) / (first + 1))
+
+
 @pytest.mark.parametrize("kind, size", [("wordpiece", 30), ("bpe", 275)])
 def test_words_are_read_as_in_their_text(kind, size):
     """Catches words that byte-level BPE glues together, because each is read without its space."""

@@ -14,8 +14,6 @@ from minibert.model import MaskedLM
 from minibert.tasks.tasks import ChoiceData
 from minibert.tokenizer import special_ids
 
-BATCH = 16  # choices that are scored at a time
-
 
 def zero_shot(run: str, data: ChoiceData, device: str = "auto") -> dict:
     """Return how often a run finds the right text likelier, and the scores that need no model.
@@ -27,13 +25,15 @@ def zero_shot(run: str, data: ChoiceData, device: str = "auto") -> dict:
     model.to(pick_device(device)).eval()
     tokenizer.enable_truncation(model.config.max_length)
     tokenizer.encode_special_tokens = True  # a task's "[MASK]" is text, as in pretraining
-    won = 0.0
-    for first in range(0, len(data.choices), BATCH):
-        choices = data.choices[first:first + BATCH]
-        right = [scored_positions(one.right, one.scored, tokenizer) for one in choices]
-        wrong = [scored_positions(one.wrong, one.scored, tokenizer) for one in choices]
-        better, worse = (pseudo_log_likelihood(model, texts, tokenizer) for texts in (right, wrong))
-        won += ((better > worse) + 0.5 * (better == worse)).sum().item()
+    texts = [scored_positions(words, choice.scored, tokenizer)
+             for choice in data.choices for words in (choice.right, choice.wrong)]
+    # Texts of about one length are read at a time, so that there is little padding.
+    order = torch.tensor([len(ids) for ids, _ in texts]).argsort(stable=True)
+    scores = torch.empty(len(texts))
+    for rows in order.split(16):
+        scores[rows] = pseudo_log_likelihood(model, [texts[i] for i in rows], tokenizer)
+    right, wrong = scores[::2], scores[1::2]
+    won = ((right > wrong) + 0.5 * (right == wrong)).sum().item()
     return {"task": data.name, "metric": "accuracy", "score": won / len(data.choices),
             "dev_rows": len(data.choices), **data.floors}
 
