@@ -27,7 +27,7 @@ from minibert.files.corpus import DATA, corpus_path
 from minibert.files.run_folder import code, read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-# The size of the quick grid, two million tokens; a student has half of the steps and of the layers.
+# Two million tokens for a teacher; a student has half of its steps and of its layers.
 STEPS = 2475
 SHAPE = "--num-hidden-layers 2 --vocab-size 2048 --initializer-range 0.08"
 FLAGS = ("--preset tiny --seq-length 32 --batch-size 32 --learning-rate 0.002 --tasks none "
