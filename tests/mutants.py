@@ -357,6 +357,7 @@ MUTANTS = [
         ("claims: a student has its teacher's budget",
          "return grid.tokens * grid.student if arm.teacher else grid.tokens",
          "return grid.tokens"),
+        ("claims: tasks of another text", 'run.corpus != "pydocs"', "not run.corpus"),
         ("claims: every arm has more seeds", "grid.more_seeds * (arm in MORE_SEEDS)",
          "grid.more_seeds")),
     *of("minibert/claims/judge.py", "tests/test_judge.py",

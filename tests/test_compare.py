@@ -94,7 +94,8 @@ def test_plan_shares_runs_and_orders_teachers(text, tmp_path, monkeypatch):
     for (arm, seed), run in runs.items():
         assert run.teacher is None or run.teacher in seen and run.teacher.seed == seed
         seen.append(run)
-        assert ("--tasks" in run.command) == (not arm.tasks)  # the preset's, or none
+        tasks = run.command[run.command.index("--tasks") + 1]
+        assert tasks == ("library,word-order" if arm.tasks else "none")
     other = plan(CLAIMS, grid, 2, flags, tmp_path, text, "abd")
     changed = plan(CLAIMS, dataclasses.replace(grid, flags="--batch-size 16"), 2, flags,
                    tmp_path, text, "abc")
@@ -106,6 +107,14 @@ def test_plan_shares_runs_and_orders_teachers(text, tmp_path, monkeypatch):
     assert moved[0] == moved[1]
     for again in (other, changed):
         assert not {run.out for run in again.values()} & {run.out for run in runs.values()}
+
+
+def test_a_text_of_ones_own_has_no_tasks(text, tmp_path):
+    """Catches the embedded corpus's tasks after runs on another text, where a grid names them."""
+    for grid in GRIDS.values():
+        small = dataclasses.replace(grid, tokens=20_000)
+        for run in plan(CLAIMS, small, 1, ["--corpus", "my.txt"], tmp_path, text, "abc").values():
+            assert run.command[run.command.index("--tasks") + 1] == "none"
 
 
 def test_some_arms_have_more_seeds(text, tmp_path):
