@@ -80,7 +80,7 @@ class Grid:
 GRIDS = {
     # `make all`: the same claims on a laptop. A small vocabulary, very short sequences and a wide
     # initialisation make short runs leave the plateau. The task `halves` is left out: models of
-    # this size hardly beat chance there, and reading its long texts would take four minutes.
+    # this size hardly beat chance there, and filling its blanks would take four minutes.
     "quick": Grid("tiny", layers=2, tokens=1_600_000, student=1 / 3,
                   shape="--vocab-size 2048 --initializer-range 0.08", flags="--seq-length 24 "
                   "--batch-size 32 --eval-targets 10000 --tasks library,word-order"),
