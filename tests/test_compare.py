@@ -118,8 +118,8 @@ def test_a_text_of_ones_own_has_no_tasks(text, tmp_path):
 
 
 def test_some_arms_have_more_seeds(text, tmp_path):
-    """Catches a seed more of every arm, a student of a seed that has no teacher, and a pair of
-    which one arm alone has more."""
+    """Catches a seed more of every arm, a student of a seed that has no teacher, a pair of which
+    one arm alone has more, and other tasks than the preset's."""
     grid = dataclasses.replace(GRIDS["full"], tokens=20_000, student=1.0)
     runs = plan(CLAIMS, grid, 3, [], tmp_path, text, "abc")
     found = {arm: [seed for its_arm, seed in runs if its_arm == arm] for arm, _ in runs}
@@ -128,6 +128,7 @@ def test_some_arms_have_more_seeds(text, tmp_path):
     assert all(seeds == [0, 1, 2] for arm, seeds in found.items() if arm not in more)
     for arm, seed in runs:
         assert not arm.teacher or runs[arm, seed].teacher is runs[arm.teacher, seed]
+        assert ("--tasks" in runs[arm, seed].command) == (not arm.tasks)  # the preset's, or none
     for claim in CLAIMS:
         first = claim.contrasts[0]
         if claim.id in ("worth", "capacity", "nsp", "retain", "stack"):

@@ -54,7 +54,7 @@ def plan(claims: list[Claim], grid: Grid, seeds: int, flags: list[str], folder: 
         given = [*flags, *first, *own, "--seed", str(seed)]
         if arm.text:
             given += ["--data-tokens", str(slice_tokens(arm, grid))]
-        # The tasks of `tiny` are made of pydocs, also where a grid names some of them.
+        # A text of one's own has none of the tasks of `tiny`, which are made of pydocs.
         if not arm.tasks or (run.corpus != "pydocs" and grid.preset == "tiny"):
             given += ["--tasks", "none"]
         if arm not in budgets:  # one budget for all seeds
