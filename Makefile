@@ -6,7 +6,7 @@
 #   make all CORPUS=my.txt VOCAB=1000   with a smaller vocabulary, for a small text
 #   make all PY=python3                 without a virtual environment, on a machine that has torch
 #   make all GRID=full NAME=full        the published comparison: many hours, and a larger teacher
-#   make all CLAIMS="--only masking"    with any flag of `python -m minibert compare`
+#   make all CLAIMS="--only masking"    with any flag of `python -m lab compare`
 #   make models FLAGS="--seed 1" RUNS=runs/seed1    with any flag that the scripts share
 
 PYTHON ?= python3
@@ -36,12 +36,12 @@ MODELS   = bert roberta $(STUDENTS)
 .PHONY: all models compare setup data $(MODELS) \
         test test-training test-others parity lint faults mutants exercise notebook smoke clean
 
-# The claims of minibert/claims/claims.py, judged: results/$(NAME)/report.md
+# The claims of lab/claims.py, judged: results/$(NAME)/report.md
 NAME   ?= mine
 CLAIMS ?=
 all: compare
 compare: setup
-	@$(PY) -m minibert compare --grid $(GRID) --corpus $(CORPUS) \
+	@$(PY) -m lab compare --grid $(GRID) --corpus $(CORPUS) \
 		--name $(NAME) $(if $(JOBS),--jobs $(JOBS)) $(SIZE) $(CLAIMS)
 
 # Larger models than the claims' arms, one of each.
@@ -80,8 +80,8 @@ distilroberta-untaught: roberta
 #   make test PYTEST="-k mask"               the tests with a word in their names
 #   make test PYTEST="-m 'not promises'"     without those that hold what the documents say
 PYTEST ?=
-TRAINING_TESTS = tests/test_training.py tests/test_report.py tests/test_compare.py tests/test_walk.py \
-                 tests/test_readme.py tests/test_doctor.py tests/test_notebook.py
+TRAINING_TESTS = tests/test_training.py tests/test_walk.py tests/test_notebook.py \
+                 $(wildcard $(addprefix lab/tests/test_,report.py compare.py readme.py doctor.py))
 test: setup
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) \
 		test-training test-others
@@ -90,7 +90,7 @@ test-training: setup
 	$(PY) -m pytest $(TRAINING_TESTS) $(PYTEST)
 
 test-others: setup
-	$(PY) -m pytest $(TRAINING_TESTS:%=--ignore=%) tests minibert data $(PYTEST)
+	$(PY) -m pytest $(TRAINING_TESTS:%=--ignore=%) $(PYTEST)
 
 # Our encoder against `transformers`; it needs packages that nothing else here needs.
 parity: setup $(if $(filter .venv/bin/python,$(PY)),.venv/parity)
@@ -110,12 +110,12 @@ faults: setup $(if $(filter .venv/bin/python,$(PY)),.venv/check)
 	$(PY) -m pytest -o addopts="-q" --durations=5 $(FAULTS)
 
 mutants: setup
-	@$(PY) tests/mutants.py $(MUTANTS)
+	@$(PY) -m lab.planted_bugs $(MUTANTS)
 
-# Which pieces of tests/exercises/mine.py are done: runs the package's tests with each of them in
+# Which pieces of lab/exercises/mine.py are done: runs the package's tests with each of them in
 # the place of the package's own. PIECE=mlm_loss does one, MINE="answers/*.py" a class's files.
 exercise: setup
-	@PYTHONPATH=$(CURDIR):tests $(PY) -m exercises.check $(PIECE) $(if $(MINE),--mine $(MINE))
+	@PYTHONPATH=$(CURDIR):tests $(PY) -m lab.exercises.check $(PIECE) $(if $(MINE),--mine $(MINE))
 
 # The cells of docs/lesson.ipynb in a terminal, where there is no Jupyter: three minutes.
 notebook: setup

@@ -17,7 +17,7 @@ from minibert.config import BenchConfig, ModelConfig, Parser, RunConfig, add_fla
 from minibert.errors import run_cli
 from minibert.files.run_folder import ROOT, write_json
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
-from minibert.tools.bench import MASKS, SPECIAL, bench, our_step, speed_table, take_turns
+from lab.bench import MASKS, SPECIAL, bench, our_step, speed_table, take_turns
 from minibert.training import autocast, clipped_step
 
 

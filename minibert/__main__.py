@@ -1,5 +1,5 @@
 """Everything but training the models, which the three scripts do."""
-from minibert.config import (RUN_PRESETS, BenchConfig, FinetuneConfig, ModelConfig, Parser,
+from minibert.config import (RUN_PRESETS, FinetuneConfig, ModelConfig, Parser,
                              add_flags, pick_preset)
 from minibert.errors import run_cli
 
@@ -19,9 +19,6 @@ def main() -> None:
     prepare.add_argument("--preset", default="auto", choices=("auto", *RUN_PRESETS),
                          help="the preset whose vocabulary size is used [auto]")
     prepare.add_argument("--vocab-size", type=positive, help="a size instead of the preset's")
-    check = commands.add_parser("doctor",
-                                help="show a run beside the published ones: is it normal?")
-    check.add_argument("run", help="a run folder, finished or not")
     table = commands.add_parser("table", help="show finished runs side by side")
     table.add_argument("runs", nargs="+", help="run folders")
     blanks = commands.add_parser("fill-mask", help="guess the words for [MASK] in a text")
@@ -34,23 +31,6 @@ def main() -> None:
     judge = commands.add_parser("classify", help="classify texts with a fine-tuned model")
     judge.add_argument("run", help="a folder that finetune made")
     judge.add_argument("texts", nargs="+", help="a text or a pair")
-    claims = commands.add_parser("compare", help="run what the claims need and judge each claim")
-    claims.add_argument("--name", default="mine", help="the folder in runs/ and results/ [mine]")
-    claims.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
-    claims.add_argument("--grid", default="auto", choices=("auto", "quick", "full"),
-                        help="the size of the runs; auto is quick, or full on a GPU [auto]")
-    claims.add_argument("--seeds", type=positive, default=3, help="runs of each arm [3]")
-    claims.add_argument("--only", default="", metavar="IDS", help="claims, separated by commas")
-    claims.add_argument("--jobs", type=positive, help="runs at the same time [one for each core]")
-    claims.add_argument("--tokens", type=positive, help="tokens of a run, instead of the grid's")
-    claims.add_argument("--vocab-size", type=positive, help="a size instead of the grid's")
-    claims.add_argument("--plan", dest="plan_only", action="store_true", help="print every run's "
-                        "command instead, with the line that must be done before it, for another "
-                        "engine to run")
-    again = commands.add_parser("report", help="write a comparison's report and figures again")
-    again.add_argument("name", help="the comparison in results/NAME")
-    speed = commands.add_parser("bench", help="time a step of each kind")
-    add_flags(speed, BenchConfig)
     steps = commands.add_parser("walk", help="show one batch at every station from text to loss",
                                 epilog="Every flag of the recipe's script is understood as well.")
     steps.add_argument("recipe", choices=("bert", "roberta", "distilbert"))
@@ -74,29 +54,9 @@ def main() -> None:
     elif command == "classify":
         from minibert.tasks.finetune import classify
         print(classify(args.run, tuple(args.texts)))
-    elif command == "compare":
-        from minibert.claims.compare import ROOT, compare
-        from minibert.claims.verdicts import verdict_lines, write_report
-        results = compare(**given)
-        if args.plan_only:
-            print(results)
-            return
-        write_report(results, ROOT / "results" / args.name)
-        print(f"{verdict_lines(results)}\n\nresults/{args.name}/report.md has more")
-    elif command == "bench":
-        from minibert.tools.bench import bench, speed_table
-        print(speed_table(bench(BenchConfig(**given))["steps"]))
     elif command == "walk":
         from minibert.tools.walk import walk
         print(walk(args.recipe, flags, args.run))
-    elif command == "doctor":
-        from minibert.tools.doctor import doctor
-        print(doctor(args.run))
-    elif command == "report":
-        from minibert.claims.verdicts import write_report
-        from minibert.files.run_folder import ROOT, read_json
-        folder = ROOT / "results" / args.name
-        write_report(read_json(folder / "results.json", "is missing; make it with compare"), folder)
     else:
         from minibert.tools.table import family_table
         print(family_table(args.runs))

@@ -141,9 +141,6 @@ def test_help_shows_no_default_that_a_preset_overrules(monkeypatch, capsys):
 
 @pytest.mark.parametrize("command, expected", [
     ("fill-mask r [MASK] --top 0", "argument --top: invalid positive value: '0'"),
-    ("compare --jobs -1", "argument --jobs: "), ("compare --tokens -5", "argument --tokens: "),
-    ("compare --seed 2", "unrecognized arguments: --seed 2"),
-    ("doctor README.md", "README.md/run.json cannot be used (Not a directory)"),
     ("finetune r --out x --alpha-kl 1", "name the teacher with --teacher")])
 def test_minibert_refuses_in_one_line(command, expected, monkeypatch, capsys):
     """Would catch: a traceback, a command that waits for ever, a flag that is guessed."""

@@ -1,4 +1,4 @@
-"""Commands that look at models and runs: walk, doctor, fill-mask, bench, table.
+"""Commands that look at models and runs: walk, fill-mask, table.
 
-`claims/` may import it, and nothing that trains does; it may import all but `claims/`.
+Nothing that trains imports it.
 """
