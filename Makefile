@@ -32,8 +32,12 @@ SIZE     = $(if $(VOCAB),--vocab-size $(VOCAB))
 UNTAUGHT = --init random --alpha-kl 0 --alpha-cos 0
 STUDENTS = distilbert distilbert-untaught distilroberta distilroberta-untaught
 MODELS   = bert roberta $(STUDENTS)
+# What every model is fine-tuned on and scored by. These tasks are made of pydocs; the larger models
+# of a GPU may well take TASKS="sst2 mrpc cola".
+TASKS   ?= $(if $(filter-out pydocs,$(CORPUS)),,library word-order halves)
+TASK_FLAGS ?=
 
-.PHONY: all models compare setup data $(MODELS) \
+.PHONY: all models compare setup data $(MODELS) $(MODELS:%=%-scores) \
         test test-training test-others parity lint faults mutants exercise notebook smoke clean
 
 # The claims of lab/claims.py, judged: results/$(NAME)/report.md
@@ -47,7 +51,7 @@ compare: setup
 # Larger models than the claims' arms, one of each.
 models: setup
 	@$(MAKE) --no-print-directory data
-	@$(MAKE) --no-print-directory -j$(MODELS_JOBS) $(MODELS)
+	@$(MAKE) --no-print-directory -j$(MODELS_JOBS) $(MODELS:%=%-scores)
 	@$(PY) -m minibert table $(addprefix $(RUNS)/,$(MODELS))
 
 setup: $(if $(filter .venv/bin/python,$(PY)),.venv/ready)
@@ -75,6 +79,11 @@ distilbert-untaught: bert
 
 distilroberta-untaught: roberta
 	@$(PY) distill.py --teacher $(RUNS)/roberta $(UNTAUGHT) $(RECIPE) --out $(RUNS)/$@
+
+$(MODELS:%=%-scores): %-scores: %
+	@for task in $(TASKS); do \
+		$(PY) finetune.py $(RUNS)/$* --task $$task $(TASK_FLAGS) || exit $$?; \
+	done
 
 # In two halves side by side: the tests that train, and the others.
 #   make test PYTEST="-k mask"               the tests with a word in their names
@@ -128,7 +137,8 @@ notebook: setup
 # What `make models` and `make all` do, at a toy budget: whether it works, not how well.
 smoke:
 	@$(MAKE) --no-print-directory models RUNS=runs/smoke PRESET=tiny \
-		FLAGS="--steps 20 --log-every 10 --eval-every 20 --checkpoint-every 10 --eval-targets 4000 --tasks library --task-rows 24"
+		FLAGS="--steps 20 --log-every 10 --eval-every 20 --checkpoint-every 10 --eval-targets 4000" \
+		TASKS=library TASK_FLAGS="--rows 24"
 	@$(MAKE) --no-print-directory all GRID=quick NAME=smoke \
 		CLAIMS="--only kl,architecture,size,latency,data --seeds 2 --tokens 80000"
 

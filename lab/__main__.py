@@ -1,7 +1,7 @@
 """The laboratory's door: the papers' claims, a run's health, a step's speed."""
-from lab.bench import bench, speed_table
+from lab.bench import BenchConfig, bench, speed_table
 from minibert.__main__ import positive
-from minibert.config import BenchConfig, Parser, add_flags
+from minibert.config import Parser, add_flags
 from minibert.errors import run_cli
 from minibert.files.run_folder import ROOT, read_json
 

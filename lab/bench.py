@@ -7,13 +7,15 @@ B batch, S sequence, H hidden, I feed-forward, V vocabulary, M predictions in a 
 import dataclasses
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from minibert.config import BenchConfig, ModelConfig, RunConfig, pick_device, sizes_of_width
+from minibert.config import (DEVICES, ModelConfig, RunConfig, check, pick_device, setting,
+                             sizes_of_width)
 from minibert.data import Batches, TokenizedCorpus
 from minibert.files.run_folder import machine
 from minibert.losses import cosine_loss, mlm_loss, soft_target_loss
@@ -24,7 +26,22 @@ from minibert.tools.table import markdown
 from minibert.training import autocast, clipped_step, optimizer_groups
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
-MASKS = dict(seed=0, mask_id=SPECIAL.mask, special_ids=tuple(SPECIAL), pad_id=SPECIAL.pad)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What is timed, and how often."""
+    num_hidden_layers: int = setting(4, "layers; a student has half of them", "[1, inf)")
+    hidden_size: int = setting(256, "width; heads of 64 and a feed-forward of 4 H", "[64, inf)")
+    vocab_size: int = setting(8192, "entries of the vocabulary", "[100, inf)")
+    seq_length: int = setting(128, "tokens in a sequence", "[8, inf)")
+    batch_size: int = setting(32, "sequences in an optimizer step", "[1, inf)")
+    rounds: int = setting(6, "how often each case is timed", "[1, inf)")
+    compile: bool = setting(False, "compile our blocks")
+    device: str = setting("auto", "where to compute", DEVICES)
+
+    def __post_init__(self):
+        check(self)
 
 
 def take_turns(calls: dict[str, Callable], rounds: int, device: str) -> dict[str, list[float]]:
@@ -69,25 +86,23 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
     if run.compile:
         for layer in model.encoder.layers:
             layer.compile()
-    masker = DynamicMasker()
+    masker = DynamicMasker(SPECIAL, config.vocab_size, seed=0)
     text = random_text(config.vocab_size, run.seq_length - 2)
-    batches = Batches(text, run, SPECIAL, device, masker.dupe)
+    batches = Batches(text, run, SPECIAL, device, masker.duplicate_of)
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.01), lr=1e-4, eps=1e-6, fused=True)
 
     def step() -> None:
-        batch = next(batches)
-        inputs, masked_positions, labels = masker(batch.input_ids, batch.sequence_ids,
-                                                  epoch=batch.epoch,
-                                                  vocab_size=config.vocab_size, **MASKS)
-        num_predictions = (labels != IGNORE).sum()
+        batch = masker(next(batches))
+        inputs = dict(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+                      positions=batch.masked_positions)
+        valid = batch.labels != IGNORE
+        num_predictions = valid.sum()
         with autocast(device):
-            output = model(inputs, attention_mask=batch.attention_mask, positions=masked_positions)
-            loss = mlm_loss(output.mlm_logits, labels, num_predictions)
+            output = model(**inputs)
+            loss = mlm_loss(output.mlm_logits, batch.labels, num_predictions)
             if teacher is not None:
                 with torch.no_grad():
-                    teacher_output = teacher(inputs, attention_mask=batch.attention_mask,
-                                             positions=masked_positions)
-                valid = labels != IGNORE
+                    teacher_output = teacher(**inputs)
                 kl = soft_target_loss(output.mlm_logits, teacher_output.mlm_logits, 2.0, valid,
                                       num_predictions)
                 cos = cosine_loss(output.hidden, teacher_output.hidden, valid, num_predictions)

@@ -144,7 +144,7 @@ def shape_flags(grid: Grid) -> list[str]:
 def tokens_in_a_sequence(run: RunConfig, text: TokenizedCorpus) -> float:
     """Return the mean number of non-padding tokens in a sequence, in which the formats differ."""
     spans = make_sequences(training_part(text, run), run.input_format, run.seq_length,
-                           seed=0, dupe=0, short_seq_prob=run.short_seq_prob)
+                           seed=0, duplicate=0, short_seq_prob=run.short_seq_prob)
     a, b = spans[:, 1] - spans[:, 0], spans[:, 3] - spans[:, 2]
     return float((a + b + 2 + (b > 0)).mean())
 

@@ -1,4 +1,4 @@
-"""Every setting, defined once: the model's sizes, the run's recipe, the presets and the flags.
+"""Every setting, defined once: the model's sizes, the run's settings, the presets and the flags.
 
 Four places may set a value. In order of priority they are the flag, the preset, the script's
 recipe, and the default below; --print-config tells which one did. The names of the model's fields
@@ -13,11 +13,15 @@ from typing import Any, NoReturn
 from minibert.errors import UserError
 
 
-def setting(default: Any, help: str, allowed: "str | tuple[str, ...]" = "") -> Any:
-    """A field that becomes a flag. allowed: its choices, or an interval such as "(0, 1]"."""
+def setting(default: Any, help: str = "", allowed: "str | tuple[str, ...]" = "") -> Any:
+    """A field whose values are checked, and which becomes a flag where it has a help text.
+
+    allowed: the field's choices, or an interval such as "(0, 1]".
+    """
     return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 SEEDS = "[0, 4294967296)"  # random draws are keyed by 32 bits; larger seeds would repeat these
 
 
@@ -33,16 +37,16 @@ class ModelConfig:
     num_hidden_layers: int = setting(12, "layers of the encoder", "[1, inf)")
     num_attention_heads: int = setting(12, "attention heads in each layer", "[1, inf)")
     intermediate_size: int = setting(3072, "width of the feed-forward network", "[1, inf)")
-    max_position_embeddings: int = setting(512, "rows of the position table", "[1, inf)")
-    hidden_act: str = setting("gelu", "activation function", ("gelu", "gelu_new", "relu"))
     hidden_dropout_prob: float = setting(0.1, "dropout after embeddings and sublayers", "[0, 1)")
-    attention_probs_dropout_prob: float = setting(0.1, "dropout on attention weights", "[0, 1)")
-    layer_norm_eps: float = setting(1e-12, "epsilon of each LayerNorm", "(0, inf)")
-    initializer_range: float = setting(0.02, "spread of the initial weights", "(0, inf)")
-    attn_implementation: str = setting("sdpa", "attention, to read or fused", ("eager", "sdpa"))
+    attention_probs_dropout_prob: float = setting(0.1, allowed="[0, 1)")
+    max_position_embeddings: int = setting(512, allowed="[1, inf)")  # rows of the position table
+    hidden_act: str = setting("gelu", allowed=("gelu", "gelu_new", "relu"))
+    layer_norm_eps: float = setting(1e-12, allowed="(0, inf)")
+    initializer_range: float = setting(0.02, allowed="(0, inf)")  # spread of the initial weights
+    attn_implementation: str = setting("sdpa", allowed=("eager", "sdpa"))  # to read, or fused
 
     def __post_init__(self):
-        _check(type(self), vars(self))
+        check(self)
         if self.model_type not in ("bert", "roberta", "distilbert"):
             raise UserError(f"model type {self.model_type!r} is not known; "
                             "use bert, roberta or distilbert")
@@ -105,16 +109,16 @@ MODEL_PRESETS: dict[str, dict[str, Any]] = {
     "base": _sizes(12, 768, vocab_size=30528),
 }
 
-# The settings of a run that go with a preset; the scripts add its number of steps.
+# The budget that goes with a preset's sizes; each script adds its number of steps. A small budget
+# needs a higher rate, so tiny and small replace the rate, warm-up, batch and length of the recipe.
 RUN_PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(seq_length=32, batch_size=64, learning_rate=2e-3, warmup=0.1, eval_targets=20_000,
-                 checkpoint_every=100, tasks="library,word-order,halves"),
+    "tiny": dict(seq_length=32, batch_size=64, gradient_accumulation_steps=1, learning_rate=2e-3,
+                 warmup=0.1, eval_targets=20_000, checkpoint_every=100),
     # The rate of ELECTRA-small, 12 layers of H = 256 (Clark et al. 2020, arXiv:2003.10555, app. A).
-    "small": dict(seq_length=128, batch_size=256, learning_rate=5e-4, warmup=0.1,
-                  tasks="sst2,mrpc,cola"),
-    # Departure: BERT trains on 128 tokens for nine tenths of its steps; here all steps have 512.
-    "base": dict(seq_length=512, batch_size=256, gradient_accumulation_steps=4,
-                 learning_rate=1e-4, warmup=0.01, tasks="sst2,mrpc,cola"),
+    "small": dict(seq_length=128, batch_size=256, gradient_accumulation_steps=1, learning_rate=5e-4,
+                  warmup=0.1),
+    # The papers' size, so that the whole recipe is that of the paper.
+    "base": {},
 }
 
 
@@ -127,38 +131,32 @@ class RunConfig:
     out: str = setting("", "the run's folder, which becomes a Hugging Face folder")
     steps: int = setting(1, "updates of the weights; 0 leaves them as they start", "[0, inf)")
     seed: int = setting(0, "decides initial weights, order, pairs, masks and dropout", SEEDS)
-    device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
+    device: str = setting("auto", "where to compute", DEVICES)
     compile: bool = setting(False, "compile the blocks: after a minute or so, a GPU is faster")
-    data_fraction: float = setting(1.0, "share of the training text to use", "(0, 1]")
-    data_tokens: int = setting(0, "tokens of text to use; 0: see --data-fraction", "[0, inf)")
+    data_tokens: int = setting(0, "tokens of text to train on; 0 means all", "[0, inf)")
     tokenizer: str = setting("wordpiece", "BERT's or RoBERTa's own kind", ("wordpiece", "bpe"))
     input_format: str = setting("full-sentences", "how text becomes sequences",
                                 ("segment-pair", "full-sentences", "doc-sentences"))
+    short_seq_prob: float = setting(0.1, allowed="[0, 1)")  # documents cut into shorter pairs
     nsp: bool = setting(False, "learn next sentence prediction; needs segment-pair")
-    short_seq_prob: float = setting(0.1, "share of documents cut into shorter pairs", "[0, 1)")
     masking: str = setting("dynamic", "masks that repeat, or new ones", ("static", "dynamic"))
     static_masks: int = setting(10, "static masks of each sequence: dupe_factor", "[1, inf)")
     mask_rate: float = setting(0.15, "share of tokens to predict", "(0, 1]")
-    whole_word_masking: bool = setting(False, "choose whole words instead of single tokens")
     seq_length: int = setting(128, "tokens in a sequence, special tokens included", "[8, inf)")
     batch_size: int = setting(256, "sequences in an optimizer step", "[1, inf)")
     gradient_accumulation_steps: int = setting(1, "parts of a batch, to save memory", "[1, inf)")
     learning_rate: float = setting(1e-4, "peak, reached at the end of the warm-up", "(0, inf)")
-    warmup: float = setting(0.1, "share of the steps in which the learning rate rises", "[0, 1)")
-    weight_decay: float = setting(0.01, "AdamW's; LayerNorms and biases have none", "[0, inf)")
+    warmup: float = setting(0.1, allowed="[0, 1)")  # share of the steps in which the rate rises
+    weight_decay: float = setting(0.01, allowed="[0, inf)")
     adam_beta2: float = setting(0.999, "decay of Adam's second moment", "[0, 1)")
     max_grad_norm: float = setting(1.0, "clip the gradient to this norm; 0 means never", "[0, inf)")
     eval_targets: int = setting(50_000, "masked tokens in the fixed evaluation set", "[1, inf)")
     log_every: int = setting(50, "steps between lines of log.jsonl", "[1, inf)")
     eval_every: int = setting(500, "steps between evaluations", "[1, inf)")
     checkpoint_every: int = setting(500, "steps between checkpoints", "[1, inf)")
-    tasks: str = setting("none", "tasks to be scored on in the end, with commas between them")
-    task_dir: str = setting("", "folder of the tasks' folders [downloaded, or made of pydocs]")
-    task_rows: int = setting(0, "first rows of train.tsv to use; 0: the task's number", "[0, inf)")
-    task_seeds: int = setting(1, "fine-tunings on each task; the score is the mean", "[1, inf)")
 
     def __post_init__(self):
-        _check(type(self), vars(self))
+        check(self)
         if not self.out:
             raise UserError("--out is missing; name a folder for the run")
         if self.batch_size % self.gradient_accumulation_steps:
@@ -184,7 +182,7 @@ class DistillConfig:
     distill_positions: str = setting("predicted", "where both are compared", ("predicted", "all"))
 
     def __post_init__(self):
-        _check(type(self), vars(self))
+        check(self)
         if not self.teacher:
             raise UserError("--teacher is missing; name the folder of a trained run")
         if not (self.alpha_kl or self.alpha_mlm or self.alpha_cos):
@@ -219,7 +217,7 @@ class FinetuneConfig:
     device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
 
     def __post_init__(self):
-        _check(type(self), vars(self))
+        check(self)
         if not self.out:
             raise UserError("--out is missing; name a folder for the classifier")
         if not self.teacher and (self.alpha_kl, self.temperature) != (
@@ -228,86 +226,69 @@ class FinetuneConfig:
                             "name the teacher with --teacher")
 
 
-@dataclass(frozen=True)
-class BenchConfig:
-    """What is timed, and how often."""
-    num_hidden_layers: int = setting(4, "layers; a student has half of them", "[1, inf)")
-    hidden_size: int = setting(256, "width; heads of 64 and a feed-forward of 4 H", "[64, inf)")
-    vocab_size: int = setting(8192, "entries of the vocabulary", "[100, inf)")
-    seq_length: int = setting(128, "tokens in a sequence", "[8, inf)")
-    batch_size: int = setting(32, "sequences in an optimizer step", "[1, inf)")
-    rounds: int = setting(6, "how often each case is timed", "[1, inf)")
-    compile: bool = setting(False, "compile our blocks")
-    device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
-
-    def __post_init__(self):
-        _check(type(self), vars(self))
-
-
-def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], other: type,
-                without: tuple[str, ...] = (), argv: list[str] | None = None
-                ) -> tuple[RunConfig, Any]:
+def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], model: type,
+                without: tuple[str, ...] = (), argv: list[str] | None = None,
+                saved: dict[str, Any] | None = None) -> tuple[RunConfig, Any]:
     """Read the command line of a training script.
 
-    doc: the script's docstring. recipe: the settings in which the script differs from RunConfig's
-    defaults. steps: the number of steps by preset. other: the config class that gives further
-    flags. without: settings that would have no effect in this script. Returns a RunConfig and one
-    of the other class. With --print-config it prints them and ends the program instead. Raises
-    UserError on a value that is not allowed.
+    doc: the script's docstring. recipe: the paper's values of any settings. steps: the number of
+    steps by preset. model: ModelConfig or DistillConfig, whose fields become flags besides those of
+    RunConfig. without: fields that would have no effect in this script. argv: the flags, by default
+    those of the program. saved: the settings of a finished run, which count more than the preset's.
+    Returns a RunConfig and a `model`. With --print-config it prints them and
+    ends the program instead. Raises UserError on a value that is not allowed.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    # Two flags decide on the defaults of others, so they are read first.
+    first = Parser(add_help=False)
+    first.add_argument("--preset", default="auto", choices=("auto", *RUN_PRESETS))
+    first.add_argument("--device", default="auto", choices=DEVICES)
+    first.add_argument("--hidden-size", type=int)
+    early = first.parse_known_args(argv)[0]
+    preset = pick_preset(early.preset, early.device)
+    of_preset = {**MODEL_PRESETS[preset], **RUN_PRESETS[preset], "steps": steps[preset]}
+    of_width = sizes_of_width(early.hidden_size) if early.hidden_size else {}
+
     parser = Parser(description=doc.strip().splitlines()[0])
     parser.add_argument("--print-config", action="store_true",
                         help="print every setting and where it comes from, then stop")
-    shown = {**recipe, "steps": "by preset"}
-    for name in RUN_PRESETS:
-        shown |= dict.fromkeys([*MODEL_PRESETS[name], *RUN_PRESETS[name]], "by preset")
-    for config in (RunConfig, other):
-        add_flags(parser, config, shown, without)
-    given = vars(parser.parse_args(argv))
-    print_config = given.pop("print_config")
-
-    preset = pick_preset(given.get("preset", "auto"), given.get("device", "auto"))
-    if "preset" in given:
-        given["preset"] = preset  # which may have been `auto`
-    tasks = RUN_PRESETS[preset]["tasks"]
-    if preset == "tiny" and given.get("corpus", "pydocs") != "pydocs":
-        tasks = "none"  # its tasks are made of pydocs
-    defaults = {item.name: item.default for config in (RunConfig, other)
-                for item in dataclasses.fields(config)}
-    # From the weakest to the strongest: each source replaces what those before it say.
-    sources = {
-        "default": {**defaults, "preset": preset},
-        "recipe": recipe,
-        f"preset {preset}": {**MODEL_PRESETS[preset], **RUN_PRESETS[preset],
-                             "steps": steps[preset], "tasks": tasks},
-        "--hidden-size": sizes_of_width(given["hidden_size"]) if "hidden_size" in given else {},
-        "flag": given,
-    }
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for source, settings in sources.items():
-        values |= settings
-        origins |= dict.fromkeys(settings, source)
-    if print_config:
-        for config in (RunConfig, other):
-            _check(config, values)
-            print(_describe(config, values, origins, without))
+    for config in (RunConfig, model):
+        add_flags(parser, config, without)
+    parser.set_defaults(**{**recipe, **of_preset, **of_width, **(saved or {})})
+    values = {**vars(parser.parse_args(argv)), "preset": preset}
+    run, sizes = (config(**{item.name: values.get(item.name, item.default)
+                            for item in dataclasses.fields(config)})
+                  for config in (RunConfig, model))
+    if values["print_config"]:
+        sources = {"recipe": recipe, f"preset {preset}": of_preset, "--hidden-size": of_width,
+                   "flag": _given(argv)}
+        print(f"{_describe(run, sources)}\n{_describe(sizes, sources)}")
         sys.exit()
-    return _make(RunConfig, values), _make(other, values)
+    return run, sizes
 
 
-def _make(config: type, values: dict[str, Any]) -> Any:
-    return config(**{item.name: values[item.name] for item in dataclasses.fields(config)})
+def _given(argv: list[str]) -> set[str]:
+    """The names of the settings that a command line sets.
+
+    >>> sorted(_given(["--no-nsp", "--batch-size=8", "--steps", "2"]))
+    ['batch_size', 'nsp', 'steps']
+    """
+    flags = (part.partition("=")[0] for part in argv if part.startswith("--"))
+    return {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
 
 
-def _describe(config: type, values: dict[str, Any], origins: dict[str, str],
-              without: tuple[str, ...]) -> str:
-    """Every setting of a config class, one in a line: its flag, its value, where it comes from."""
+def _describe(config: Any, sources: dict[str, Any]) -> str:
+    """Every setting in a line of its own: its name, its value, and the source that decided on it.
+
+    sources: the settings of each source, from the weakest to the strongest.
+    """
     lines = [config.__doc__.splitlines()[0]]
     for item in dataclasses.fields(config):
-        if item.metadata and item.name not in without:
-            value = str(values[item.name]) or "-"
-            lines.append(f"  {_flag(item.name):32}{value:28}{origins[item.name]}")
+        if item.metadata:
+            origin = "default"
+            for source, settings in sources.items():
+                origin = source if item.name in settings else origin
+            lines.append(f"  {item.name:30}{getattr(config, item.name)!s:26}{origin}")
     return "\n".join(lines)
 
 
@@ -342,39 +323,33 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def add_flags(parser: Parser, config: type, shown: dict[str, Any] | None = None,
-              without: tuple[str, ...] = ()) -> None:
-    """Add a flag for each setting of a config class but those in `without`.
-
-    shown: what --help gives as the default of some settings, instead of the field's own. Flags
-    that are not given stay out of the parsed namespace.
-    """
+def add_flags(parser: argparse.ArgumentParser, config: type, without: tuple[str, ...] = ()) -> None:
+    """Add a flag for each field of a config class that has a help text and is not in `without`."""
     group = parser.add_argument_group(config.__doc__.splitlines()[0].rstrip("."))
     for item in dataclasses.fields(config):
-        if item.metadata and item.name not in without:
-            _add_flag(group, item, (shown or {}).get(item.name, item.default))
-
-
-def _add_flag(group: Any, item: dataclasses.Field, default: Any) -> None:
-    kind, allowed = type(item.default), item.metadata["allowed"]
-    shown = "" if default in ("", 0) else f" [{default}]"
-    options: dict[str, Any] = dict(default=argparse.SUPPRESS, help=item.metadata["help"] + shown)
-    if kind is bool:
-        group.add_argument(_flag(item.name), action=argparse.BooleanOptionalAction, **options)
-    elif isinstance(allowed, tuple):
-        group.add_argument(_flag(item.name), choices=allowed, **options)
-    else:
-        group.add_argument(_flag(item.name), type=kind, metavar=kind.__name__.upper(), **options)
+        if not item.metadata.get("help") or item.name in without:
+            continue
+        kind, allowed = type(item.default), item.metadata["allowed"]
+        if kind is bool:
+            how = dict(action=argparse.BooleanOptionalAction)
+        elif isinstance(allowed, tuple):
+            how = dict(choices=allowed)
+        else:
+            how = dict(type=kind, metavar=kind.__name__.upper())
+        default = "" if item.default == "" else " [%(default)s]"
+        group.add_argument(_flag(item.name), default=item.default,
+                           help=item.metadata["help"] + default, **how)
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check(config: type, values: dict[str, Any]) -> None:
-    """Raise UserError at the first value that its field does not allow."""
+def check(config: Any) -> None:
+    """Raise UserError at the first value of a config object that its field does not allow."""
     for item in dataclasses.fields(config):
-        flag, value, allowed = _flag(item.name), values[item.name], item.metadata.get("allowed")
+        flag, value = _flag(item.name), getattr(config, item.name)
+        allowed = item.metadata.get("allowed")
         types = (int, float) if item.type is float else (item.type,)
         if type(value) not in types:  # not isinstance, which takes True for a number
             raise UserError(f"{flag} must be of type {item.type.__name__}; it is {value!r}")

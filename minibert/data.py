@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minibert.config import RunConfig
 from minibert.errors import UserError
-from minibert.masking import hash_bits
+from minibert.hashing import hash_bits
 from minibert.tokenizer import SpecialIds, special_ids
 
 # A sentence ends after . ! or ? and a space, unless a small letter follows ("e.g. so"), and always
@@ -29,16 +29,20 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^\sa-z])|(?<=[。！？])\s*(?=\S)"
 class TokenizedCorpus(NamedTuple):
     """Documents as tokens, end to end, with one [SEP] after each document."""
     tokens: np.ndarray  # (T,) uint16 or uint32
-    bounds: np.ndarray  # (sentences, 2) int64: where each starts and ends in tokens
-    documents: np.ndarray  # (documents + 1,) int64: the first sentence of each, and the end
+    sentences: np.ndarray  # (sentences, 2) int64: where each starts and ends in tokens
+    first_sentences: np.ndarray  # (documents + 1,) int64: the first sentence of each, and the end
 
-    def fraction(self, share: float) -> "TokenizedCorpus":
-        """The first documents, as many as hold this share of the tokens."""
-        ends = self.bounds[self.documents[1:] - 1, 1]
-        count = 1 + int(np.searchsorted(ends, share * ends[-1]))
-        documents = self.documents[:count + 1]
-        bounds = self.bounds[:documents[-1]]
-        return TokenizedCorpus(self.tokens[:bounds[-1, 1] + 1], bounds, documents)
+    @property
+    def num_documents(self) -> int:
+        return len(self.first_sentences) - 1
+
+    def first_tokens(self, count: int) -> "TokenizedCorpus":
+        """The first documents, as many as hold this many tokens."""
+        ends = self.sentences[self.first_sentences[1:] - 1, 1]  # of each document
+        documents = 1 + int(np.searchsorted(ends, count / len(self.tokens) * ends[-1]))
+        first_sentences = self.first_sentences[:documents + 1]
+        sentences = self.sentences[:first_sentences[-1]]
+        return TokenizedCorpus(self.tokens[:sentences[-1, 1] + 1], sentences, first_sentences)
 
 
 class Batch(NamedTuple):
@@ -86,16 +90,16 @@ def tokenize(documents: Iterator[list[str]], tokenizer: Tokenizer
         # byte-level BPE does not see the space between two sentences of a line.
         encoded = iter(tokenizer.encode_batch_fast(flat, add_special_tokens=False))
         for document in chunk:
-            sentences = [found.ids for found in islice(encoded, len(document)) if found.ids]
+            sentences = [part.ids for part in islice(encoded, len(document)) if part.ids]
             tokens = [id for sentence in sentences for id in sentence]
             yield [*tokens, sep], [len(sentence) for sentence in sentences]
 
 
-def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, dupe: int,
+def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, duplicate: int,
                   short_seq_prob: float = 0.1) -> np.ndarray:
     """BERT's pairs: A, and a B that either follows it or is from another document.
 
-    max_tokens: of A and B together. dupe: which of the duplicates of the text this is; where A
+    max_tokens: of A and B together. duplicate: which duplicate of the text this is; where A
     ends and which B is random are drawn anew in each. short_seq_prob: the share of documents that
     are cut into shorter pairs. Returns (N, 5) int64: start and end of A, start and end of B, and
     0 = B follows A, 1 = B is random. Raises UserError when there is only one document.
@@ -106,59 +110,59 @@ def segment_pairs(corpus: TokenizedCorpus, max_tokens: int, *, seed: int, dupe: 
     sequences of 32 tokens, two pairs of three are.
 
     Two documents of three and two sentences, two tokens each (token 6 is the [SEP] in between):
-    >>> bounds = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
-    >>> corpus = TokenizedCorpus(np.arange(12), bounds, np.array([0, 3, 5]))
-    >>> segment_pairs(corpus, 6, seed=1, dupe=0, short_seq_prob=0).tolist()
+    >>> sentences = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
+    >>> corpus = TokenizedCorpus(np.arange(12), sentences, np.array([0, 3, 5]))
+    >>> segment_pairs(corpus, 6, seed=1, duplicate=0, short_seq_prob=0).tolist()
     [[0, 4, 4, 6, 0], [7, 9, 0, 4, 1], [9, 11, 2, 6, 1]]
 
     In the first pair, B goes on where A ends. The second has a random B, so the sentence that
     could have followed its A goes back, and becomes the A of the third.
     """
-    bounds, documents = corpus.bounds.tolist(), corpus.documents.tolist()
-    if len(documents) - 1 < 2:
+    sentences, documents = corpus.sentences.tolist(), corpus.first_sentences.tolist()
+    if corpus.num_documents < 2:
         raise UserError("segment pairs need at least two documents: the random B comes from "
                         "another one; put a blank line between documents, or use more of the text")
     pairs = []
     for document, (first, end) in enumerate(zip(documents, documents[1:])):
-        draw = random.Random(f"{seed} pairs {dupe} {document}")
+        draw = random.Random(f"{seed} pairs {duplicate} {document}")
         # google-research/bert: some pairs are shorter, because later tasks have short inputs, too.
         short = draw.random() < short_seq_prob
         target = draw.randint(2, max_tokens) if short else max_tokens
         start = first
         while start < end:
-            # A chunk is sentences start..stop. A takes those before a_end, B may take the others.
+            # A chunk is sentences start..stop. A takes those before `split`, B may take the others.
             stop, length = start, 0
             while stop < end and length < target:
-                length += bounds[stop][1] - bounds[stop][0]
+                length += sentences[stop][1] - sentences[stop][0]
                 stop += 1
-            a_end = start + (draw.randint(1, stop - start - 1) if stop - start > 1 else 1)
-            a = bounds[start][0], bounds[a_end - 1][1]
+            split = start + (draw.randint(1, stop - start - 1) if stop - start > 1 else 1)
+            a = sentences[start][0], sentences[split - 1][1]
             is_random = stop - start == 1 or draw.random() < 0.5
             if is_random:
                 room = target - (a[1] - a[0])
-                b = _random_segment(bounds, documents, document, room, draw)
-                start = a_end  # the rest of the chunk goes back: else no pair would ever show it
+                b = _random_segment(sentences, documents, document, room, draw)
+                start = split  # the rest of the chunk goes back: else no pair would ever show it
             else:
-                b = bounds[a_end][0], bounds[stop - 1][1]
+                b = sentences[split][0], sentences[stop - 1][1]
                 start = stop
             pairs.append((*_truncate(*a, *b, max_tokens, draw), int(is_random)))
     return np.array(pairs, dtype=np.int64)
 
 
-def _random_segment(bounds: list[list[int]], documents: list[int], document: int, room: int,
+def _random_segment(sentences: list[list[int]], documents: list[int], document: int, room: int,
                     draw: random.Random) -> tuple[int, int]:
     """Sentences from a random place in any document but this one, until they fill the room."""
     # Departure: BERT's release draws up to ten times to find another document, and takes this one
     # after all where it finds none.
-    other = draw.randint(0, len(documents) - 3)
-    if other >= document:
-        other += 1
-    end = documents[other + 1]
-    first = draw.randint(documents[other], end - 1)
+    number = draw.randint(0, len(documents) - 3)
+    if number >= document:
+        number += 1
+    end = documents[number + 1]
+    first = draw.randint(documents[number], end - 1)
     stop = first + 1
-    while stop < end and bounds[stop - 1][1] - bounds[first][0] < room:
+    while stop < end and sentences[stop - 1][1] - sentences[first][0] < room:
         stop += 1
-    return bounds[first][0], bounds[stop - 1][1]
+    return sentences[first][0], sentences[stop - 1][1]
 
 
 def _truncate(a_start: int, a_end: int, b_start: int, b_end: int, max_tokens: int,
@@ -187,19 +191,19 @@ def full_sentences(corpus: TokenizedCorpus, max_tokens: int, *, cross_documents:
     Departure: a sentence longer than a block is cut into pieces; the paper does not say.
 
     Documents of three and two sentences, two tokens each, and a [SEP] (token 6) in between:
-    >>> bounds = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
-    >>> corpus = TokenizedCorpus(np.arange(12), bounds, np.array([0, 3, 5]))
+    >>> sentences = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
+    >>> corpus = TokenizedCorpus(np.arange(12), sentences, np.array([0, 3, 5]))
     >>> full_sentences(corpus, 5).tolist()  # the second block holds 4, 5, [SEP], 7, 8
     [[0, 4, 0, 0, 0], [4, 9, 0, 0, 0], [9, 11, 0, 0, 0]]
     >>> full_sentences(corpus, 5, cross_documents=False).tolist()
     [[0, 4, 0, 0, 0], [4, 6, 0, 0, 0], [7, 11, 0, 0, 0]]
     """
-    bounds, documents = corpus.bounds.tolist(), corpus.documents.tolist()
+    sentences, documents = corpus.sentences.tolist(), corpus.first_sentences.tolist()
     blocks = []
-    block_start = block_end = bounds[0][0]
+    block_start = block_end = sentences[0][0]
     for first, end in zip(documents, documents[1:]):
         for i in range(first, end):
-            start, stop = bounds[i]
+            start, stop = sentences[i]
             new_document = i == first and not cross_documents
             if new_document or stop - block_start > max_tokens:
                 blocks.append((block_start, block_end))
@@ -214,10 +218,10 @@ def full_sentences(corpus: TokenizedCorpus, max_tokens: int, *, cross_documents:
 
 
 def make_sequences(corpus: TokenizedCorpus, input_format: str, seq_length: int, *, seed: int,
-                   dupe: int, short_seq_prob: float) -> np.ndarray:
+                   duplicate: int, short_seq_prob: float) -> np.ndarray:
     """The sequences of one pass over the corpus, (N, 5) int64: see `segment_pairs`."""
     if input_format == "segment-pair":  # [CLS] A [SEP] B [SEP] has three special tokens,
-        return segment_pairs(corpus, seq_length - 3, seed=seed, dupe=dupe,
+        return segment_pairs(corpus, seq_length - 3, seed=seed, duplicate=duplicate,
                              short_seq_prob=short_seq_prob)
     # and [CLS] A [SEP] has two.
     return full_sentences(corpus, seq_length - 2, cross_documents=input_format == "full-sentences")
@@ -260,11 +264,11 @@ class Batches:
     """Batches without end, epoch after epoch; `cursor` is all that a resume needs to know."""
 
     def __init__(self, corpus: TokenizedCorpus, run: RunConfig, special: SpecialIds, device: str,
-                 dupe: Callable[[int], int]):
-        """dupe: the masker's rule for which duplicate of the text an epoch shows. Pairs are drawn
-        by it, too, so that static masks lie on static pairs, as in BERT's `dupe_factor`."""
+                 duplicate_of: Callable[[int], int]):
+        """duplicate_of: the masker's rule for which duplicate of the text an epoch shows. Pairs are
+        drawn by it, too, so that static masks lie on static pairs, as in BERT's `dupe_factor`."""
         self.corpus, self.run, self.device = corpus, run, device
-        self.special, self.dupe = special, dupe
+        self.special, self.duplicate_of = special, duplicate_of
         self.tokens = torch.from_numpy(corpus.tokens.astype(np.int32)).to(device)
         self.cursor = (0, 0)  # the epoch, and how many of its batches are done
         self._start_epoch(0)
@@ -287,7 +291,8 @@ class Batches:
         # because a GPU would stand still while they are made.
         if epoch == 0 or run.input_format == "segment-pair":
             spans = make_sequences(self.corpus, run.input_format, run.seq_length, seed=run.seed,
-                                   dupe=self.dupe(epoch), short_seq_prob=run.short_seq_prob)
+                                   duplicate=self.duplicate_of(epoch),
+                                   short_seq_prob=run.short_seq_prob)
             if len(spans) < run.batch_size:
                 raise UserError(f"the text gives {len(spans)} sequences, fewer than one batch of "
                                 f"{run.batch_size}; use more text or a smaller --batch-size")

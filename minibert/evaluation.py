@@ -11,13 +11,14 @@ from torch import Tensor
 from minibert.config import RunConfig
 from minibert.data import Batch, TokenizedCorpus, assemble, make_sequences
 from minibert.losses import mlm_loss, soft_target_loss
-from minibert.masking import IGNORE, hash_bits, mask_tokens
+from minibert.hashing import hash_bits
+from minibert.masking import IGNORE, DynamicMasker
 from minibert.model import MaskedLM
 from minibert.tokenizer import special_ids
 
 
 MASKED_AT_A_TIME = 1024  # held-out sequences: a long text has far more than are needed
-MOST_LOGITS = 2**27  # at a time: half a gigabyte in float32, and losses need several times as much
+MOST_LOGITS = 2**28  # at a time: a gigabyte in float32, and losses need several times as much
 
 
 def rows_at_a_time(vocab_size: int, positions: int) -> int:
@@ -33,19 +34,15 @@ def evaluation_set(held_out: TokenizedCorpus, input_format: str, run: RunConfig,
     run.eval_targets targets, or all of them where the text has fewer.
     """
     special = special_ids(tokenizer)
-    spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0, dupe=0,
-                                            short_seq_prob=0.0))
+    masker = DynamicMasker(special, tokenizer.get_vocab_size(), seed=0)
+    spans = torch.from_numpy(make_sequences(held_out, input_format, run.seq_length, seed=0,
+                                            duplicate=0, short_seq_prob=0.0))
     order = hash_bits("evaluation", torch.arange(len(spans))).argsort()
-    tokens, pieces, found = torch.from_numpy(held_out.tokens.astype("int32")), [], 0
+    tokens, pieces, num_targets = torch.from_numpy(held_out.tokens.astype("int32")), [], 0
     for rows in order.split(MASKED_AT_A_TIME):
-        piece = assemble(tokens, spans[rows], rows, 0, run.seq_length, special)
-        inputs, masked_positions, labels = mask_tokens(
-            piece.input_ids, rows, seed=0, epoch=0, vocab_size=tokenizer.get_vocab_size(),
-            mask_id=special.mask, special_ids=tuple(special), pad_id=special.pad)
-        pieces.append(piece._replace(input_ids=inputs, masked_positions=masked_positions,
-                                     labels=labels))
-        found += int((labels != IGNORE).sum())
-        if found >= run.eval_targets:
+        pieces.append(masker(assemble(tokens, spans[rows], rows, 0, run.seq_length, special)))
+        num_targets += int((pieces[-1].labels != IGNORE).sum())
+        if num_targets >= run.eval_targets:
             break
     targets = torch.cat([(piece.labels != IGNORE).sum(1) for piece in pieces])
     enough = int((targets.cumsum(0) < run.eval_targets).sum()) + 1

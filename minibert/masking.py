@@ -2,15 +2,18 @@
 
 A mask is a pure function of (seed, epoch, sequence, position). Nothing in this file keeps a state,
 so a mask does not depend on the batch size, the order, the device or a resume.
-B batch, S sequence, M masked positions, V vocabulary.
+B batch, S sequence, M masked positions.
 """
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from minibert.data import Batch
+from minibert.hashing import hash_bits
+from minibert.tokenizer import SpecialIds
 
 IGNORE = -100  # the label of a slot without a prediction; the value is torch's own convention
 
@@ -23,35 +26,14 @@ MASKED_OF_TEN = 8
 RANDOM_OF_TEN = 1
 
 
-def hash_bits(*keys: "int | str | Tensor") -> "int | Tensor":
-    """Mix keys into uniform integers in [0, 2**32); tensors broadcast, and order matters.
-
-    This is a counter-based random generator: the same keys give the same number on every device,
-    whatever was drawn before. The steps and constants are "lowbias32" (C. Wellons, Hash
-    Prospector, 2018). Integers wrap in torch as in C, and only the lower 32 bits are kept.
-
-    >>> hash_bits(0, "order", 1), hash_bits(0, "order", 2), hash_bits(1, "order", 1)
-    (1344938168, 3107064683, 1316649778)
-    """
-    state: int | Tensor = 0
-    for key in keys:
-        key = zlib.crc32(key.encode()) if isinstance(key, str) else key
-        state = ((state ^ key) + 0x9E3779B9) & 0xFFFFFFFF
-        state = ((state ^ (state >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
-        state = ((state ^ (state >> 15)) * 0x846CA68B) & 0xFFFFFFFF
-        state = state ^ (state >> 16)
-    return state
-
-
 def mask_tokens(input_ids: Tensor, sequence_ids: Tensor, *, seed: int, epoch: int, vocab_size: int,
-                mask_id: int, special_ids: Sequence[int], pad_id: int = 0, rate: float = 0.15,
-                continues: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+                mask_id: int, special_ids: Sequence[int], pad_id: int = 0, rate: float = 0.15
+                ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the tokens to predict and mask them (Devlin et al. 2018, section 3.1, task 1).
 
     input_ids: (B, S) int64; they are not changed. sequence_ids: (B,) int64, the number of each
     sequence in its corpus. special_ids: tokens that are never chosen and never drawn as a random
-    word. rate: the share of tokens to predict. continues: (V,) bool, True for tokens that continue
-    a word; where it is given, whole words are chosen (BERT's update of 2019).
+    word. rate: the share of tokens to predict.
     Returns inputs (B, S); masked_positions (B, M), ascending; and labels (B, M), the tokens that
     stood there. A short sequence leaves slots unused at its end, with position 0 and label IGNORE.
 
@@ -72,10 +54,7 @@ def mask_tokens(input_ids: Tensor, sequence_ids: Tensor, *, seed: int, epoch: in
     random_key = hash_bits(seed, epoch, "choose", sequence, position)
     # Departure: no special token is ever predicted. BERT's release may choose [UNK], and RoBERTa's
     # fairseq also <s> and </s>.
-    if continues is None:
-        chosen = _choose_tokens(random_key, candidates, num_predictions)
-    else:
-        chosen = _choose_words(random_key, candidates, num_predictions, continues[input_ids])
+    chosen = _choose_tokens(random_key, candidates, num_predictions)
 
     random_word = words[hash_bits(seed, epoch, "word", sequence, position) % len(words)]
     one_of_ten = hash_bits(seed, epoch, "hide", sequence, position) % 10
@@ -97,6 +76,85 @@ def mask_tokens(input_ids: Tensor, sequence_ids: Tensor, *, seed: int, epoch: in
     return inputs, masked_positions, labels
 
 
+@dataclass(frozen=True)
+class StaticMasker:
+    """BERT's masks: made once, for `masks` duplicates of the text, which then take turns.
+
+    With two masks, a sequence looks the same in every other epoch (_ is a [MASK]):
+
+        epoch 0   the _ sat on the mat        epoch 1   the cat sat _ the mat
+        epoch 2   the _ sat on the mat        epoch 3   the cat sat _ the mat
+
+    special, vocab_size: of the tokenizer. seed: decides the masks. rate: the share of tokens to
+    predict. masks: `dupe_factor` in google-research/bert, which is 10.
+
+    >>> masker = StaticMasker(SpecialIds(0, 1, 2, 3, 4), vocab_size=20, seed=0, masks=2)
+    >>> [masker.duplicate_of(epoch) for epoch in (0, 1, 2, 3)]
+    [0, 1, 0, 1]
+    """
+    special: SpecialIds
+    vocab_size: int
+    seed: int
+    rate: float = 0.15
+    masks: int = 10
+
+    def duplicate_of(self, epoch: int) -> int:
+        """The duplicate of the text, with masks and pairs of its own, that an epoch shows."""
+        # Departure: BERT shuffles the sequences of all duplicates together; here an epoch shows one
+        # duplicate after the other, so that no sequence comes back before all others were seen.
+        return epoch % self.masks
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with masked input_ids, and with its masked_positions and labels."""
+        return _mask_batch(batch, self, self.duplicate_of(batch.epoch))
+
+
+@dataclass(frozen=True)
+class DynamicMasker:
+    """RoBERTa's masks: new ones whenever a sequence is seen (Liu et al. 2019, section 4.1).
+
+        epoch 0   the _ sat on the mat        epoch 1   the cat sat _ the mat
+        epoch 2   _ cat sat on the mat        epoch 3   the cat sat on the _
+
+    special, vocab_size: of the tokenizer. seed: decides the masks. rate: the share of tokens to
+    predict.
+
+    >>> masker = DynamicMasker(SpecialIds(0, 1, 2, 3, 4), vocab_size=20, seed=0)
+    >>> [masker.duplicate_of(epoch) for epoch in (0, 1, 2, 3)]
+    [0, 1, 2, 3]
+    """
+    special: SpecialIds
+    vocab_size: int
+    seed: int
+    rate: float = 0.15
+
+    def duplicate_of(self, epoch: int) -> int:
+        """Every epoch shows a duplicate of its own."""
+        return epoch
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with masked input_ids, and with its masked_positions and labels."""
+        return _mask_batch(batch, self, self.duplicate_of(batch.epoch))
+
+
+def _mask_batch(batch: Batch, masker: StaticMasker | DynamicMasker, duplicate: int) -> Batch:
+    special = masker.special
+    inputs, masked_positions, labels = mask_tokens(
+        batch.input_ids, batch.sequence_ids, seed=masker.seed, epoch=duplicate,
+        vocab_size=masker.vocab_size, mask_id=special.mask, special_ids=tuple(special),
+        pad_id=special.pad, rate=masker.rate)
+    return batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
+
+
+def _choose_tokens(random_key: Tensor, candidates: Tensor, num_predictions: Tensor) -> Tensor:
+    """The num_predictions candidates of each row with the lowest random keys, (B, S) bool."""
+    random_key = torch.where(candidates, random_key, 2**32)  # higher than any hash: comes last
+    # The argsort of an argsort is the rank: keys [90, 20, 50] have the order [1, 2, 0] and so the
+    # ranks [2, 0, 1].
+    rank = random_key.argsort(dim=1, stable=True).argsort(dim=1)
+    return candidates & (rank < num_predictions[:, None])
+
+
 @lru_cache(maxsize=32)
 def _tables(special_ids: tuple[int, ...], vocab_size: int, rate: float, S: int,
             device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,65 +172,3 @@ def _tables(special_ids: tuple[int, ...], vocab_size: int, rate: float, S: int,
     # Departure: RoBERTa's fairseq rounds at random; a fixed count serves both recipes here.
     predictions = torch.tensor([0] + [max(1, round(rate * n)) for n in range(1, S + 1)])
     return special.to(device), words.to(device), predictions.to(device)
-
-
-@dataclass(frozen=True)
-class StaticMasker:
-    """BERT's masks: made once for `masks` duplicates of the text, which then repeat by turns."""
-    masks: int = 10
-
-    def dupe(self, epoch: int) -> int:
-        """Which duplicate of the text, with masks of its own, an epoch shows."""
-        # Departure: BERT shuffles the sequences of all duplicates together; here an epoch shows one
-        # duplicate after the other, so that no sequence comes back before all others were seen.
-        return epoch % self.masks
-
-    def __call__(self, input_ids: Tensor, sequence_ids: Tensor, *, epoch: int, **settings):
-        return mask_tokens(input_ids, sequence_ids, epoch=self.dupe(epoch), **settings)
-
-
-@dataclass(frozen=True)
-class DynamicMasker:
-    """RoBERTa's masks: new ones whenever a sequence is seen (Liu et al. 2019, section 4.1)."""
-
-    def dupe(self, epoch: int) -> int:
-        """Every epoch shows a duplicate of its own."""
-        return epoch
-
-    def __call__(self, input_ids: Tensor, sequence_ids: Tensor, *, epoch: int, **settings):
-        return mask_tokens(input_ids, sequence_ids, epoch=self.dupe(epoch), **settings)
-
-
-def _choose_tokens(random_key: Tensor, candidates: Tensor, num_predictions: Tensor) -> Tensor:
-    """The num_predictions candidates of each row with the lowest random keys, (B, S) bool."""
-    random_key = torch.where(candidates, random_key, 2**32)  # higher than any hash: comes last
-    # The argsort of an argsort is the rank: keys [90, 20, 50] have the order [1, 2, 0] and so the
-    # ranks [2, 0, 1].
-    rank = random_key.argsort(dim=1, stable=True).argsort(dim=1)
-    return candidates & (rank < num_predictions[:, None])
-
-
-def _choose_words(random_key: Tensor, candidates: Tensor, num_predictions: Tensor,
-                  continues: Tensor) -> Tensor:
-    """Whole words by the random key of their first token, as long as they fit; (B, S) bool.
-
-    Paper: google-research/bert skips a word that would exceed num_predictions and tries the next.
-
-    [CLS] un ##like ly [SEP] holds two words: un ##like is word 0, ly is word 1.
-    """
-    S = random_key.shape[1]
-    after_candidate = torch.cat([torch.zeros_like(candidates[:, :1]), candidates[:, :-1]], 1)
-    first = candidates & ~(continues & after_candidate)
-    word = torch.where(candidates, first.cumsum(1) - 1, S - 1)  # (B, S): S - 1 collects the rest
-    word_size = torch.zeros_like(random_key).scatter_add(1, word, candidates.long())
-    first_key = torch.where(first, random_key, 2**32)
-    word_key = torch.full_like(random_key, 2**32).scatter_reduce(1, word, first_key, "amin")
-
-    taken = torch.zeros_like(candidates)  # by word, not by position
-    left = num_predictions.clone()
-    for best_word in word_key.argsort(dim=1, stable=True).T:  # each row's best word, then its next
-        size = word_size.gather(1, best_word[:, None])[:, 0]
-        fits = size <= left
-        taken.scatter_(1, best_word[:, None], fits[:, None])
-        left = left - torch.where(fits, size, 0)
-    return candidates & taken.gather(1, word)

@@ -1,10 +1,16 @@
-"""A student made from its teacher: its sizes, and the layers that it starts from."""
+"""A student made from its teacher: its sizes, its first weights, and where the two are compared.
+
+B batch, S sequence, M masked positions.
+"""
 import dataclasses
 
 import torch
+from torch import Tensor
 
 from minibert.config import DistillConfig
+from minibert.data import Batch
 from minibert.errors import UserError
+from minibert.masking import IGNORE
 from minibert.model import MaskedLM
 
 
@@ -54,3 +60,33 @@ def make_student(teacher: MaskedLM, distill: DistillConfig, seed: int
             segment_a = teacher.encoder.embeddings.token_type.weight[0]
             student.encoder.embeddings.position.weight += segment_a
     return student, layers
+
+
+def read_everywhere(batch: Batch) -> Batch:
+    """A masked batch whose logits are read at all S positions instead of the M masked ones.
+
+    Its masked_positions and labels become (B, S) int64; a position that was not masked has no label
+    of the text, only the teacher's soft targets. In a sequence of six tokens, position 3 was
+    masked; the second slot is not used:
+
+    >>> row = torch.tensor([[2, 11, 12, 4, 14, 3]])
+    >>> batch = Batch(row, row, row, row, row, epoch=0, masked_positions=torch.tensor([[3, 0]]),
+    ...               labels=torch.tensor([[13, IGNORE]]))
+    >>> read = read_everywhere(batch)
+    >>> read.masked_positions.tolist(), read.labels.tolist()
+    ([[0, 1, 2, 3, 4, 5]], [[-100, -100, -100, 13, -100, -100]])
+    """
+    positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    # An unused slot writes IGNORE to position 0, a [CLS], which is never masked.
+    labels = torch.full_like(batch.input_ids, IGNORE).scatter(1, batch.masked_positions,
+                                                              batch.labels)
+    return batch._replace(masked_positions=positions.expand_as(labels), labels=labels)
+
+
+def compared_at(batch: Batch, everywhere: bool) -> Tensor:
+    """Where student and teacher are compared, as bool in the shape of the batch's labels.
+
+    everywhere: at all tokens but the padding, of a batch from `read_everywhere`; otherwise where
+    the text has a label.
+    """
+    return batch.attention_mask.bool() if everywhere else batch.labels != IGNORE

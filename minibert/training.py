@@ -1,7 +1,7 @@
 """What the three recipes share: optimizer, schedule, evaluation, log, checkpoint and resume.
 
 A script builds a `Training` and iterates over it, which gives one Batch for each optimizer step. It
-calls `backward` for each micro-batch and then `optimizer_step`; the rest happens in this file.
+calls `backward` for each micro-batch and then `update`; the rest happens in this file.
 """
 import contextlib
 import json
@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import torch
-import torch.distributed as dist
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from minibert import distributed
 from minibert.config import RunConfig, pick_device
 from minibert.data import Batch, Batches, TokenizedCorpus
 from minibert.errors import UserError
@@ -28,20 +27,14 @@ from minibert.evaluation import evaluate, evaluation_set, rows_at_a_time
 from minibert.files.corpus import training_part
 from minibert.files.hub import save_pretrained
 from minibert.files.run_folder import atomic_write, open_run, sync, write_metrics
-from minibert.masking import IGNORE, hash_bits
+from minibert.hashing import hash_bits
+from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM
-from minibert.tokenizer import continuations, special_ids
+from minibert.tokenizer import special_ids
 
-
-TIMED = 10.0  # seconds of a run's own steps, from which it says how long all of them will take
-
-
-def mask_settings(run: RunConfig, tokenizer: tokenizers.Tokenizer, device: str) -> dict[str, Any]:
-    """The arguments of `mask_tokens` that stay the same for a whole run."""
-    special = special_ids(tokenizer)
-    return dict(seed=run.seed, vocab_size=tokenizer.get_vocab_size(), mask_id=special.mask,
-                special_ids=tuple(special), pad_id=special.pad, rate=run.mask_rate,
-                continues=continuations(tokenizer).to(device) if run.whole_word_masking else None)
+# What a checkpoint holds besides weights, moments, and the places in the text and in the log.
+COUNTED = ("step", "tokens", "targets", "seconds", "window")
+SAID_EVERY = 30.0  # seconds between lines about the progress, where there is no bar
 
 
 def optimizer_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -94,146 +87,93 @@ def clipped_step(model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimize
     optimizer.zero_grad(set_to_none=True)
 
 
-def join_processes(device: str) -> tuple[int, int]:
-    """This process's number and how many there are, from torchrun; 0 and 1 without it.
-
-    Raises UserError where something else than torchrun has set WORLD_SIZE, as some schedulers do.
-    """
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1
-    missing = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
-    if missing:
-        raise UserError(f"WORLD_SIZE is set, but not {', '.join(sorted(missing))}; start several "
-                        "processes with torchrun, or one with WORLD_SIZE unset")
-    gpu = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device == "cuda" else None
-    if gpu:
-        torch.cuda.set_device(gpu)
-    # gloo exchanges what lies on the CPU, so that processes can agree without waiting for a GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", device_id=gpu)
-    return dist.get_rank(), dist.get_world_size()
-
-
 class Training:
     """One run in its folder, from its first step or from its checkpoint."""
 
-    def __init__(self, run: RunConfig, model: MaskedLM, tokenizer: tokenizers.Tokenizer,
-                 corpus: TokenizedCorpus, held_out: TokenizedCorpus, masker: Any,
-                 metadata: dict[str, Any]):
-        """masker: StaticMasker or DynamicMasker. metadata: what identifies the run besides its
-        settings; it is written to run.json. Raises UserError where settings do not fit together,
-        or another run or process has the folder.
+    def __init__(self, run: RunConfig, model: MaskedLM, tokenizer: Tokenizer,
+                 corpus: TokenizedCorpus, held_out: TokenizedCorpus,
+                 masker: StaticMasker | DynamicMasker, metadata: dict[str, Any]):
+        """masker: decides which duplicate of the text an epoch shows. metadata: what identifies the
+        run besides its settings; it is written to run.json. Raises UserError where settings do not
+        fit together, or another run or process has the folder.
         """
         self.run, self.out, self.tokenizer = run, Path(run.out), tokenizer
         self.device = pick_device(run.device)
         if run.seq_length > model.config.max_length:
             raise UserError(f"--seq-length {run.seq_length} is more than the model's "
-                            f"{model.config.max_length} positions; use less, or a model "
-                            f"made with --max-position-embeddings {run.seq_length}")
-        self.rank, self.world_size = join_processes(self.device)
+                            f"{model.config.max_length} positions; use less")
+        self.rank, self.world_size = distributed.join(self.device)
         if run.batch_size % (run.gradient_accumulation_steps * self.world_size):
             raise UserError(f"--batch-size {run.batch_size} does not divide into "
                             f"--gradient-accumulation-steps {run.gradient_accumulation_steps} "
                             f"equal micro-batches for each of {self.world_size} processes")
-        numbers = torch.arange(1000)
-        if not torch.equal(hash_bits(numbers.to(self.device)).cpu(), hash_bits(numbers)):
-            raise UserError(f"the integers of --device {self.device} overflow, so that its masks "
-                            "would not be those of other devices; use --device cpu")
         self.module = model.to(self.device).train()
         if run.compile:
-            try:
-                torch.compile(torch.neg)(torch.zeros(1, device=self.device))
-            except Exception as error:  # what a compiler lacks is said in many classes
-                said = str(error).partition("\n")[0]
-                raise UserError(f"--compile does not work here ({said}); install g++ (for a GPU, "
-                                "triton), or leave it out") from None
             for layer in model.encoder.layers:
                 layer.compile()
-        # The scripts call `model`, whose backward pass averages gradients over the processes.
-        self.model = DistributedDataParallel(model) if self.world_size > 1 else model
-        self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
-        self.timed_from, self.expected = None, 0.0  # a step and its time; seconds of the whole run
-        self.window: list[dict[str, Tensor]] = []  # the steps since the log's last line
-        self.terms: dict[str, Tensor] = {}  # the losses of the current step
-        # Whole words are chosen one by one. A GPU would need thousands of tiny operations for that,
-        # so the CPU chooses them, while the GPU, for which nobody waits, is still at the last step.
+        self.model = distributed.wrap(model)
         self.batches = Batches(training_part(corpus, run), run, special_ids(tokenizer),
-                               "cpu" if run.whole_word_masking else self.device, masker.dupe)
+                               self.device, masker.duplicate_of)
         self.eval_sets = {kind: evaluation_set(held_out, kind, run, tokenizer, self.device)
                           for kind in ("full-sentences", "segment-pair")}
-        targets = min(int((found.labels != IGNORE).sum()) for found in self.eval_sets.values())
-        if self.rank == 0 and targets < run.eval_targets:
-            print(f"{self.out}: the held-out text has {targets} tokens to predict, fewer than "
-                  f"--eval-targets {run.eval_targets}, so that its scores are less exact")
         # Departure: torch's AdamW corrects the bias of Adam's first steps; BERT's own does not.
         self.optimizer = torch.optim.AdamW(
             optimizer_groups(model, run.weight_decay), lr=0.0, betas=(0.9, run.adam_beta2),
             eps=1e-6, fused=True)
-        self.interrupted = 0  # a signal is only noted here; the run stops when its step is done
+        self.step, self.tokens, self.targets, self.seconds = 0, 0, 0, 0.0
+        self.window: list[dict[str, Tensor]] = []  # the steps since the log's last line
+        self.terms: dict[str, Tensor] = {}  # the losses of the current step
+        self.received = 0  # a signal is only noted here; the run stops when its step is done
         if self.rank == 0:
             self.lock = open_run(run, metadata)  # the folder stays locked while this object lives
-        self._received()  # no process reads the folder before the first one has it
+            targets = min(int((batch.labels != IGNORE).sum()) for batch in self.eval_sets.values())
+            if targets < run.eval_targets:
+                print(f"{self.out}: the held-out text has {targets} tokens to predict, fewer than "
+                      f"--eval-targets {run.eval_targets}, so that its scores are less exact")
+        distributed.largest(0)  # no process reads the folder before the first one has it
         self._resume()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda received, _: setattr(self, "interrupted", received))
 
     def __iter__(self) -> Iterator[Batch]:
         """One batch for each optimizer step that is left; a signal stops the program in between."""
-        self.start = time.monotonic() - self.seconds
+        note = lambda number, _: setattr(self, "received", number)
+        handlers = {number: signal.signal(number, note)
+                    for number in (signal.SIGINT, signal.SIGTERM)}
+        self.start, self.said = time.monotonic() - self.seconds, time.monotonic()
         plain = not sys.stderr.isatty() or bool(os.environ.get("MINIBERT_PLAIN")) or self.rank > 0
-        with tqdm(total=self.run.steps, initial=self.step, desc=self.out.name, disable=plain,
-                  unit="step") as self.bar:
-            while not (received := self._received()) and self.step < self.run.steps:
-                # Dropout takes no key, so torch's own generator is seeded again in each step.
-                torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step, self.rank))
-                yield next(self.batches)
-                self.seconds = time.monotonic() - self.start
-                self._after_step()
+        try:
+            with tqdm(total=self.run.steps, initial=self.step, desc=self.out.name, disable=plain,
+                      unit="step") as self.bar:
+                # All processes stop at the same step: they ask each other before every one.
+                while not (received := distributed.largest(self.received)) \
+                        and self.step < self.run.steps:
+                    # Dropout takes no key, so torch's generator is seeded again in each step.
+                    torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step, self.rank))
+                    yield next(self.batches)
+                    self._after_step()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         if received:
             self._save_checkpoint()
             print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
                   "the same command again to continue", file=sys.stderr)
             sys.exit(128 + received)
 
-    def on_device(self, batch: Batch) -> Batch:
-        """The batch on the device that trains; the first one of a run is also shown."""
-        if not self.step and not self.rank:
-            self._show_examples(batch)
-        if self.batches.device == self.device:
-            return batch
-        # Only from memory that is pinned, that is, never moved, a copy does not hold up the CPU.
-        pin = torch.Tensor.pin_memory if self.device == "cuda" else lambda value: value
-        return Batch._make(pin(value).to(self.device, non_blocking=True)
-                           if isinstance(value, Tensor) else value for value in batch)
-
-    def _show_examples(self, batch: Batch) -> None:
-        """Print three sequences; <word> is what a masked token was."""
-        for ids, where, words in zip(batch.input_ids[:3].tolist(), batch.masked_positions.tolist(),
-                                     batch.labels.tolist()):
-            tokens = [self.tokenizer.id_to_token(id) for id in ids]
-            for position, word in zip(where, words):
-                if word != IGNORE:
-                    tokens[position] += f"<{self.tokenizer.id_to_token(word)}>"
-            pad = self.tokenizer.id_to_token(self.module.config.pad_token_id)
-            tqdm.write("example: " + " ".join(token for token in tokens if token != pad))
-
-    def micro_batches(self, batch: Batch, everywhere: bool = False) -> Iterator[Batch]:
-        """This process's rows of a batch, in micro-batches that fit into the memory.
-
-        everywhere: whether logits are wanted at all positions, so that fewer rows fit. Every
-        process draws the masks of all rows, which costs next to nothing. So each knows the number
-        of predictions without asking the others.
-        """
-        B, S = batch.input_ids.shape
+    def micro_batches(self, batch: Batch) -> Iterator[Batch]:
+        """This process's rows of a masked batch, in micro-batches that fit into the memory."""
+        self.counts = {"tokens": batch.attention_mask.sum(),
+                       "targets": (batch.labels != IGNORE).sum()}
+        B, M = batch.labels.shape
         size = B // (self.run.gradient_accumulation_steps * self.world_size)
-        most = rows_at_a_time(self.module.config.vocab_size, S) if everywhere else size
+        most = rows_at_a_time(self.module.config.vocab_size, M)
         # Of two processes, one takes the parts 0, 2, 4, ... and the other 1, 3, 5, ...
         starts = range(self.rank * size, B, self.world_size * size)
         pieces = [slice(first, min(first + most, start + size))
                   for start in starts for first in range(start, start + size, most)]
         for piece in pieces:
             # The processes add up their gradients once, with those of the last piece.
-            alone = self.world_size == 1 or piece is pieces[-1]
-            with contextlib.nullcontext() if alone else self.model.no_sync():
+            is_last = piece is pieces[-1]
+            with contextlib.nullcontext() if is_last else distributed.alone(self.model):
                 yield Batch._make(value[piece] if isinstance(value, Tensor) else value
                                   for value in batch)
 
@@ -247,44 +187,31 @@ class Training:
         for name, term in {"loss": loss, **terms}.items():
             self.terms[name] = self.terms.get(name, 0) + term.detach()
 
-    def optimizer_step(self, batch: Batch, num_predictions: Tensor) -> None:
-        """Move the weights by the gradient of a batch. num_predictions: how many targets it has."""
-        if self.world_size > 1:  # each process has the terms of its own rows
-            terms = torch.stack([*self.terms.values()])
-            dist.all_reduce(terms)
-            self.terms = dict(zip(self.terms, terms))
-        limit = self.run.max_grad_norm or math.inf
-        self.terms["grad_norm"] = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
-        self.terms |= {"tokens": batch.attention_mask.sum(), "targets": num_predictions}
+    def update(self) -> None:
+        """Move the weights by the gradient of the whole batch, clipped, at the step's rate."""
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(),
+                                        self.run.max_grad_norm or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.run)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.window.append(self.terms)
+        self.window.append({**distributed.add_up(self.terms), "grad_norm": norm, **self.counts})
         self.terms = {}
 
-    def save(self) -> None:
-        """Write the Hugging Face folder; from now on Ctrl-C and SIGTERM stop the run at once.
+    def finish(self, teacher: MaskedLM | None = None) -> None:
+        """Write the Hugging Face folder, the scores on both fixed sets, and metrics.json.
 
-        Of several processes only the first returns; the others end here.
+        teacher: to be compared with, at the same targets. metrics.json marks a finished run. Of
+        several processes, the first does all this.
         """
-        if self.world_size > 1:
-            dist.destroy_process_group()
+        distributed.leave()
         if self.rank:
-            sys.exit()
+            return
         save_pretrained(self.module, self.tokenizer, self.out)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def finish(self, tasks: dict[str, dict], teacher: MaskedLM | None = None) -> None:
-        """Evaluate on both fixed sets and write metrics.json, which marks a finished run.
-
-        tasks: the scores of the fine-tuning. teacher: to be compared with, at the same targets.
-        """
         with self.autocast():
-            metrics = {kind: evaluate(self.module, found, teacher=teacher)
-                       for kind, found in self.eval_sets.items()}
-        metrics |= {"tasks": tasks, "parameters": sum(p.numel() for p in self.module.parameters()),
+            metrics = {kind: evaluate(self.module, batch, teacher=teacher)
+                       for kind, batch in self.eval_sets.items()}
+        metrics |= {"parameters": sum(p.numel() for p in self.module.parameters()),
                     "layers": len(self.module.encoder.layers), "steps": self.step,
                     "tokens": self.tokens, "targets": self.targets,
                     "disk": (self.out / "pytorch_model.bin").stat().st_size,  # in bytes
@@ -293,68 +220,42 @@ class Training:
         for name in ("checkpoint.pt", ".lock"):
             (self.out / name).unlink(missing_ok=True)
         result = metrics["full-sentences"]
-        estimate = f" (the estimate was {self.expected:.0f} s)" * bool(self.expected)
-        print(f"{self.out}: finished {self.step} steps in {self.seconds:.0f} s{estimate}; held-out "
-              f"MLM loss {result['mlm_loss']:.3f} (unigram {result['unigram_entropy']:.3f}), "
-              f"accuracy {result['accuracy']:.3f}", flush=True)
+        print(f"{self.out}: finished {self.step} steps in {self.seconds:.0f} s; held-out MLM loss "
+              f"{result['mlm_loss']:.3f} (unigram {result['unigram_entropy']:.3f}), accuracy "
+              f"{result['accuracy']:.3f}", flush=True)
 
     def _after_step(self) -> None:
         self.step += 1
+        self.seconds = time.monotonic() - self.start
         self.bar.update()
-        self._estimate()
         if self.step % self.run.log_every == 0 or self.step == self.run.steps:
             self._log_window()
         if self.step % self.run.eval_every == 0 and self.rank == 0:
             with self.autocast():
                 result = evaluate(self.module, self.eval_sets["full-sentences"])
             self._log({"step": self.step, "eval": result})
-            if self.bar.disable:
-                print(f"{self.out}: step {self.step}/{self.run.steps}, held-out MLM loss "
-                      f"{result['mlm_loss']:.3f}, {self.tokens / self.seconds:.0f} tokens/s",
-                      flush=True)
+            tqdm.write(f"{self.out}: step {self.step} of {self.run.steps}, held-out MLM loss "
+                       f"{result['mlm_loss']:.3f}")
         if self.step % self.run.checkpoint_every == 0:
             self._save_checkpoint()
-
-    def _estimate(self) -> None:
-        """Say once how long the run will take; `finish` says how long it took.
-
-        Evaluations come seldom, and tasks afterwards, so neither is in the estimate.
-        """
-        self.timed_from = self.timed_from or (self.step, self.seconds)  # the first step is slower
-        step, seconds = self.timed_from
-        if not self.expected and not self.rank and self.seconds > seconds + TIMED:
-            a_step = (self.seconds - seconds) / (self.step - step)
-            self.expected = self.seconds + a_step * (self.run.steps - self.step)
-            tqdm.write(f"{self.out}: {self.run.steps:,} steps will take about "
-                       f"{self.expected / 60:.1f} min, as {self.step - step:,} of them show")
-
-    def _received(self) -> int:
-        """The signal that this process or another one received, or 0; all stop at the same step.
-
-        They ask each other before every step, because torchrun gives them 30 seconds to end, and
-        because only the first one logs, evaluates and saves. Raises UserError where one has ended.
-        """
-        received = torch.tensor(self.interrupted)  # on the CPU, so that no GPU is waited for
-        if self.world_size > 1:
-            try:
-                dist.all_reduce(received, dist.ReduceOp.MAX)
-            except RuntimeError:
-                raise UserError("another process has ended, and its own message says why; then "
-                                "run the same command again") from None
-        return int(received)
 
     def _log_window(self) -> None:
         """Log the means of the steps since the last line."""
         values = self._read_window()
+        self.window = []
         self.tokens += sum(values.pop("tokens"))
         self.targets += sum(values.pop("targets"))
         means = {name: sum(value) / len(value) for name, value in values.items()}
         self._log({"step": self.step, "epoch": self.batches.started_epoch, **means,
                    "learning_rate": learning_rate(self.step - 1, self.run), "tokens": self.tokens,
                    "targets": self.targets, "seconds": round(self.seconds, 2)})
-        self.bar.set_postfix(loss=f"{means['loss']:.3f}",
-                             tokens_per_s=f"{self.tokens / self.seconds:.0f}")
-        self.window = []
+        speed = self.tokens / self.seconds
+        self.bar.set_postfix(loss=f"{means['loss']:.3f}", tokens_per_s=f"{speed:.0f}")
+        if self.bar.disable and self.rank == 0 and time.monotonic() > self.said + SAID_EVERY:
+            self.said = time.monotonic()
+            minutes = self.seconds / self.step * (self.run.steps - self.step) / 60
+            print(f"{self.out}: step {self.step} of {self.run.steps}, loss {means['loss']:.3f}, "
+                  f"{speed:.0f} tokens/s, {minutes:.0f} minutes left", flush=True)
 
     def _read_window(self) -> dict[str, list[Any]]:
         """The losses and counts of the steps since the log's last line, by name.
@@ -375,48 +276,43 @@ class Training:
         return values
 
     def _log(self, line: dict[str, Any]) -> None:
-        if self.rank:
-            return
-        with open(self.out / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        if self.rank == 0:
+            with open(self.out / "log.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
 
     def _save_checkpoint(self) -> None:
         if self.window:
             self._read_window()
         if self.rank:
             return
+        log = self.out / "log.jsonl"
+        sync(log)  # a resume goes on with it
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
-                 "step": self.step, "cursor": self.batches.cursor, "tokens": self.tokens,
-                 "targets": self.targets, "seconds": self.seconds, "window": self.window}
-        sync(self.out / "log.jsonl")  # which a resume goes on with
+                 "cursor": self.batches.cursor, "logged": log.stat().st_size if log.exists() else 0,
+                 **{name: getattr(self, name) for name in COUNTED}}
         with atomic_write(self.out / "checkpoint.pt") as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
 
     def _resume(self) -> None:
-        path, log, kept = self.out / "checkpoint.pt", self.out / "log.jsonl", []
+        """Go on from the checkpoint, and with the log as it was then; what it lacks comes again."""
+        path, log, logged = self.out / "checkpoint.pt", self.out / "log.jsonl", 0
         if path.exists():
             try:
                 state = torch.load(path, map_location=self.device, weights_only=True)
+                self.module.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.batches.cursor, logged = tuple(state["cursor"]), state["logged"]
+                for name in COUNTED:
+                    setattr(self, name, state[name])
             except Exception as error:  # torch raises many classes for broken files
                 raise UserError(f"{path} cannot be read ({error}); delete it to start again") \
                     from None
-            self.module.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.batches.cursor = tuple(state["cursor"])
-            for name in ("step", "tokens", "targets", "seconds", "window"):
-                setattr(self, name, state[name])
-            if self.rank:
-                return
+        if self.rank:
+            return
+        if (log.stat().st_size if log.exists() else 0) < logged:
+            raise UserError(f"{log} has lost lines about the {self.step} steps that are done; put "
+                            f"it back, or delete {path} to start again")
+        if log.exists():
+            os.truncate(log, logged)
+        if path.exists():
             print(f"{self.out}: continues at step {self.step} of {self.run.steps}", flush=True)
-            for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-                with contextlib.suppress(ValueError):  # of a line that a kill cut short
-                    # What was logged after the checkpoint will be logged again.
-                    if json.loads(line)["step"] <= self.step:
-                        kept.append(line)
-            windows = math.ceil((self.step - len(self.window)) / self.run.log_every)
-            if len(kept) != windows + self.step // self.run.eval_every:
-                raise UserError(f"{log} has lost lines about the {self.step} steps that are done; "
-                                f"put it back, or delete {path} to start again")
-        if self.rank == 0:
-            with atomic_write(log) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -18,12 +18,13 @@ from minibert.config import RunConfig
 from minibert.data import SENTENCE_END, TokenizedCorpus, sentences_of, tokenize
 from minibert.errors import UserError
 from minibert.files.run_folder import sync
-from minibert.masking import hash_bits
+from minibert.hashing import hash_bits
 from minibert.tokenizer import load_tokenizer, train_tokenizer
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
 HELD_OUT = 0.08  # share of the documents that no run trains on
+SPLITS = ("held-out", "train")
 VOCABULARY_TEXT = 20_000_000  # characters of text, at most, that a vocabulary is learned from
 
 
@@ -42,12 +43,14 @@ def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
     fingerprint = _fingerprint(path, tokenizer.to_str() if tokenizer else trained)
     prepared = Path(os.environ.get("MINIBERT_PREPARED", DATA / "prepared"))
     folder = prepared / f"{path.name.split('.')[0]}-{fingerprint[:12]}"
-    if not folder.exists():
+    if not _is_whole(folder):
         temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
         temporary.mkdir(parents=True)
         try:
             _prepare(path, temporary, kind, vocab_size, tokenizer)
             sync(*temporary.iterdir(), temporary)
+            if not _is_whole(folder):  # something is missing there, or another version made it
+                shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         except OSError:
             if not folder.exists():  # unless another run was faster: its arrays are the same
@@ -56,6 +59,11 @@ def prepare(corpus: str, kind: str = "", vocab_size: int = 0,
             shutil.rmtree(temporary, ignore_errors=True)
     return (load_tokenizer(folder / "tokenizer.json"), load_corpus(folder, "train"),
             load_corpus(folder, "held-out"), fingerprint)
+
+
+def _is_whole(folder: Path) -> bool:
+    arrays = [f"{split}.{name}.npy" for split in SPLITS for name in TokenizedCorpus._fields]
+    return all((folder / name).exists() for name in ["tokenizer.json", *arrays])
 
 
 def _prepare(path: Path, folder: Path, kind: str, vocab_size: int,
@@ -88,16 +96,19 @@ def _write_arrays(documents: Iterator[tuple[list[int], list[int]]], folder: Path
     for ids, sentences in documents:
         tokens.append(np.array(ids, dtype))
         lengths.append(np.array(sentences, np.int64))
-    for split, chosen in (("held-out", order[:held_out]), ("train", order[held_out:])):
+    for split, chosen in zip(SPLITS, (order[:held_out], order[held_out:])):
         chosen = [document for document in chosen if len(lengths[document])]
         if not chosen:
             raise UserError("too few documents hold any text; add some, with a blank line between")
         counts = np.array([len(lengths[document]) for document in chosen])
         own = np.concatenate([lengths[document] for document in chosen])
         ends = own.cumsum() + np.arange(len(chosen)).repeat(counts)  # a [SEP] after each document
-        np.save(folder / f"{split}.tokens.npy", np.concatenate([tokens[one] for one in chosen]))
-        np.save(folder / f"{split}.bounds.npy", np.stack([ends - own, ends], 1))
-        np.save(folder / f"{split}.documents.npy", np.append(0, counts.cumsum()))
+        arrays = TokenizedCorpus(
+            tokens=np.concatenate([tokens[document] for document in chosen]),
+            sentences=np.stack([ends - own, ends], 1),
+            first_sentences=np.append(0, counts.cumsum()))
+        for name, array in arrays._asdict().items():
+            np.save(folder / f"{split}.{name}.npy", array)
 
 
 def load_corpus(folder: Path, split: str) -> TokenizedCorpus:
@@ -107,16 +118,14 @@ def load_corpus(folder: Path, split: str) -> TokenizedCorpus:
 
 
 def training_part(corpus: TokenizedCorpus, run: RunConfig) -> TokenizedCorpus:
-    """Return the part of the text that a run trains on: --data-tokens or --data-fraction of it.
+    """Return the part of the text that a run trains on: its first --data-tokens, or all of it.
 
-    Raises UserError when the text does not hold as many tokens as --data-tokens asks for.
+    Raises UserError when the text does not hold as many tokens.
     """
-    count = len(corpus.tokens)
-    if run.data_tokens > count:
-        raise UserError(f"--data-tokens {run.data_tokens} is more than the {count} tokens that the "
-                        "text has; ask for less, or use more text")
-    share = run.data_tokens / count if run.data_tokens else run.data_fraction
-    return corpus.fraction(share)
+    if run.data_tokens > len(corpus.tokens):
+        raise UserError(f"--data-tokens {run.data_tokens} is more than the {len(corpus.tokens)} "
+                        "tokens that the text has; ask for less, or use more text")
+    return corpus.first_tokens(run.data_tokens) if run.data_tokens else corpus
 
 
 def document_order(count: int) -> np.ndarray:
@@ -207,6 +216,6 @@ def _fingerprint(path: Path, tokenizer: str) -> str:
 def describe(corpus: str, kind: str, vocab_size: int) -> str:
     """Prepare a corpus and describe in one line what it holds."""
     _, text, held_out, fingerprint = prepare(corpus, kind, vocab_size)
-    return (f"{corpus}: {len(text.documents) - 1:,} documents, {len(text.bounds):,} sentences, "
-            f"{len(text.tokens):,} tokens to train on; {len(held_out.documents) - 1:,} documents, "
+    return (f"{corpus}: {text.num_documents:,} documents, {len(text.sentences):,} sentences, "
+            f"{len(text.tokens):,} tokens to train on; {held_out.num_documents:,} documents, "
             f"{len(held_out.tokens):,} tokens held out; fingerprint {fingerprint[:12]}")

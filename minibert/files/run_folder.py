@@ -25,7 +25,7 @@ except ImportError:  # on Windows, where nothing notices two processes in one fo
 
 ROOT = Path(__file__).resolve().parents[2]
 # The code that decides what a run becomes; what only reads finished runs is left out.
-CODE_OF_A_RUN = ("*.py", "minibert/*.py", "minibert/files/*.py", "minibert/tasks/*.py")
+CODE_OF_A_RUN = ("train_*.py", "distill.py", "minibert/*.py", "minibert/files/*.py")
 NOT_COMPARED = ("out", "device")  # settings that may change while a run is stopped
 # All that a run's folder can hold if the run is killed before its run.json is whole.
 WRITTEN_FIRST = {".lock", "run.json.part"}
@@ -70,9 +70,6 @@ def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
     if (out / "run.json").exists():
         _check_same_run(run, metadata)
         warn_of_other_code([out])
-        if (out / "pytorch_model.bin").exists() and not (out / "checkpoint.pt").exists():
-            print(f"{out}: a model is there, but neither its metrics.json nor a checkpoint; it is "
-                  "trained again from the start", flush=True)
     else:
         write_json(out / "run.json", {"settings": dataclasses.asdict(run), **metadata, **machine()})
     return lock
@@ -96,10 +93,7 @@ def _check_same_run(run: RunConfig, metadata: dict[str, Any]) -> None:
 
 
 def code() -> str:
-    """A fingerprint of the code that trains: the scripts and the rooms that they import.
-
-    `tools/` and `claims/` are not part of it, because an edit there does not change any run.
-    """
+    """A fingerprint of the code that pretrains; an edit of other code does not change any run."""
     digest = hashlib.sha256()
     for file in sorted(file for pattern in CODE_OF_A_RUN for file in ROOT.glob(pattern)):
         digest.update(hashlib.sha256(file.read_bytes()).digest())

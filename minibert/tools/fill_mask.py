@@ -78,8 +78,8 @@ def blanks(held_out: TokenizedCorpus, tokenizer: tokenizers.Tokenizer, count: in
     least four letters.
     """
     continues, found = continuations(tokenizer), []
-    for number in hash_bits("blanks", torch.arange(len(held_out.bounds))).argsort().tolist():
-        start, end = held_out.bounds[number]
+    for number in hash_bits("blanks", torch.arange(len(held_out.sentences))).argsort().tolist():
+        start, end = held_out.sentences[number]
         ids = held_out.tokens[start:end].tolist()
         middle = len(ids) // 2
         word = tokenizer.decode(ids[middle:middle + 1]).strip()

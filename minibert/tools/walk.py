@@ -14,16 +14,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from minibert import data, losses, masking, model
-from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
+from minibert.config import ModelConfig, RunConfig
 from minibert.errors import UserError
 from minibert.files import corpus
 from minibert.files.hub import load_pretrained
 from minibert.files.run_folder import ROOT, read_json
-from minibert.masking import IGNORE
+from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM, MaskedLMOutput
 from minibert.student import make_student
 from minibert.tokenizer import special_ids
-from minibert.training import mask_settings
 
 SCRIPTS = {"bert": "train_bert", "roberta": "train_roberta", "distilbert": "distill"}
 SHOWN = 5  # predictions that are shown in full
@@ -38,85 +37,71 @@ def walk(recipe: str, flags: list[str], folder: str = "") -> str:
     belong together.
     """
     script, distills = importlib.import_module(SCRIPTS[recipe]), recipe == "distilbert"
-    # A teacher decides on the first two, and of the third only the default is shown.
-    without = ("nsp", "tokenizer", "distill_positions") if distills else ()
-    run, other = read_flags(SCRIPTS[recipe], [*_flags_of(folder, recipe, without), *flags], without)
+    # Of a student, `sizes` is a DistillConfig.
+    run, sizes = script.read_flags(["--out", "none", *flags], _settings_of(folder, recipe))
     net, reader = load_pretrained(folder) if folder else (None, None)
     teacher, weights = None, folder
     if distills:
-        teacher, its_reader = load_pretrained(other.teacher)
+        teacher, teacher_reader = load_pretrained(sizes.teacher)
         if net is None:
-            (net, layers), reader = make_student(teacher, other, run.seed), its_reader
-            weights = f"layers {layers} of {other.teacher}" if layers else ""
-        if (its_reader.to_str(), teacher.config.hidden_size) != (reader.to_str(),
-                                                                 net.config.hidden_size):
+            (net, layers), reader = make_student(teacher, sizes, run.seed), teacher_reader
+            weights = f"layers {layers} of {sizes.teacher}" if layers else ""
+        if (teacher_reader.to_str(), teacher.config.hidden_size) != (reader.to_str(),
+                                                                     net.config.hidden_size):
             raise UserError(f"{folder} has another vocabulary or width than its teacher "
-                            f"{other.teacher}; name its own with --teacher")
+                            f"{sizes.teacher}; name its own with --teacher")
         teacher.eval()
-    size = 0 if distills else other.vocab_size
+    size = 0 if distills else sizes.vocab_size
     reader, text, _, _ = corpus.prepare(run.corpus, run.tokenizer, size, reader)
+    special = special_ids(reader)
     if net is None:
-        net = MaskedLM(script.make_model_config(run, other, special_ids(reader).pad), run.seed)
+        net = MaskedLM(script.make_model_config(run, sizes, special.pad), run.seed)
     if run.nsp and not net.config.next_sentence:
         raise UserError(f"{folder} has no NSP head; add --no-nsp")
     net.eval()
-    masker = (masking.StaticMasker(run.static_masks) if run.masking == "static"
-              else masking.DynamicMasker())
+    masker = DynamicMasker(special, reader.get_vocab_size(), run.seed, run.mask_rate)
+    if run.masking == "static":
+        masker = StaticMasker(special, reader.get_vocab_size(), run.seed, run.mask_rate,
+                              run.static_masks)
     text = corpus.training_part(text, run)
-    batches = data.Batches(text, run, special_ids(reader), "cpu", masker.dupe)
+    batches = data.Batches(text, run, special, "cpu", masker.duplicate_of)
     clean = next(batches)
-    inputs, masked_positions, labels = masker(clean.input_ids, clean.sequence_ids,
-                                              epoch=clean.epoch,
-                                              **mask_settings(run, reader, "cpu"))
-    batch = clean._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)
+    batch = masker(clean)
     shapes = _shapes(net)
-    types = batch.token_type_ids if net.config.type_vocab_size else None
-    output = net(inputs, attention_mask=batch.attention_mask, token_type_ids=types,
-                 positions=masked_positions)
-    taught = teacher and teacher(inputs, attention_mask=batch.attention_mask,
-                                 positions=masked_positions)
+    inputs = dict(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+                  positions=batch.masked_positions)
+    output = net(**inputs, token_type_ids=(batch.token_type_ids if net.config.type_vocab_size
+                                           else None))
+    taught = teacher and teacher(**inputs)
     return "\n".join([
         *["The weights are new and have learned nothing, so the guesses below mean nothing yet; "
           "--run FOLDER shows a trained model.\n"] * (not weights),
         f"{SCRIPTS[recipe]}.py: {inspect.getdoc(script).splitlines()[0]}",
-        "recipe: " + ", ".join(f"{name} {getattr(run, name)}" for name in script.RECIPE),
+        "recipe: " + ", ".join(f"{name} {getattr(run, name)}" for name in script.RECIPE
+                               if hasattr(run, name)),
         f"weights: {weights or 'new'}",
         *_text(run.corpus, text, reader),
         *_sequences(clean, batches, reader),
         *_mask(batch, reader),
         *_forward(net.config, shapes),
         *_predictions(output, taught, batch, reader),
-        *_loss(output, taught, batch, run, other, script.main)])
+        *_loss(output, taught, batch, run, sizes, script.main)])
 
 
-def read_flags(script: str, flags: list[str], without: tuple[str, ...] = ()
-               ) -> tuple[RunConfig, Any]:
-    """Return the settings that a script makes of its flags, but those in `without`."""
-    module = importlib.import_module(script)
-    other = DistillConfig if script == "distill" else ModelConfig
-    return parse_flags(module.__doc__, module.RECIPE, module.STEPS, other, without,
-                       ["--out", "none", *flags])
-
-
-def _flags_of(folder: str, recipe: str, without: tuple[str, ...]) -> list[str]:
-    """The settings of a run as flags; none where there is no run.json.
+def _settings_of(folder: str, recipe: str) -> dict[str, Any]:
+    """The settings of a run; none where there is no run.json.
 
     Raises UserError when it is a run of another recipe.
     """
     if not (Path(folder) / "run.json").exists():
-        return []
-    metadata = read_json(Path(folder) / "run.json", "")
-    its = "distilbert" if "distill" in metadata else metadata["model"]["model_type"]
-    if its != recipe:
-        raise UserError(f"{folder} is a run of {its}; python -m minibert walk {its} --run {folder}")
-    flags = []
-    for name, value in {**metadata["settings"], **metadata.get("distill", {})}.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool) and name not in without:
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value != "" and name not in ("out", *without):
-            flags += [f"--{flag}", str(value)]
-    return flags
+        return {}
+    run = read_json(Path(folder) / "run.json", "")
+    made_by = "distilbert" if "distill" in run else run["model"]["model_type"]
+    if made_by != recipe:
+        raise UserError(f"{folder} is a run of {made_by}; "
+                        f"python -m minibert walk {made_by} --run {folder}")
+    settings = {**run["model"], **run["settings"], **run.get("distill", {}), "out": "none"}
+    return {**settings, "distill_positions": "predicted"}  # of "all", there is nothing to be seen
 
 
 def _text(name: str, text: data.TokenizedCorpus, reader: Tokenizer) -> list[str]:
@@ -124,7 +109,7 @@ def _text(name: str, text: data.TokenizedCorpus, reader: Tokenizer) -> list[str]
     first = data.sentences_of(next(corpus.read_documents(corpus.corpus_path(name))))[0]
     ids = next(data.tokenize(iter([[first]]), reader))[0]
     return [
-        *_station("text", data.sentences_of, f"There are {len(text.documents) - 1:,} "
+        *_station("text", data.sentences_of, f"There are {text.num_documents:,} "
                   "documents to train on. The first sentence of the file is", repr(first)),
         *_station("tokens", data.tokenize, f"On disk they are {len(text.tokens):,} tokens, "
                   f"numbers below V = {reader.get_vocab_size():,}. That sentence becomes",
@@ -148,7 +133,7 @@ def _sequences(batch: data.Batch, batches: data.Batches, reader: Tokenizer) -> l
     B, S = batch.input_ids.shape
     return [
         *_station("sequences", made, f"{len(batches.spans):,} sequences are made of "
-                  f"{len(text.bounds):,} sentences. This is number {number:,}:", *spans),
+                  f"{len(text.sentences):,} sentences. This is number {number:,}:", *spans),
         *_station("batch", data.assemble, f"input_ids, attention_mask and token_type_ids "
                   f"are (B, S) = ({B}, {S})", _names(batch.input_ids[0], reader),
                   f"{int(batch.attention_mask[0].sum())} of them are tokens, the rest is padding; "
