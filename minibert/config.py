@@ -255,16 +255,15 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], model: 
     for config in (RunConfig, model):
         add_flags(parser, config, without)
     parser.set_defaults(**{**recipe, **of_preset, **of_width, **(saved or {})})
-    values = {**vars(parser.parse_args(argv)), "preset": preset}
-    run, sizes = (config(**{item.name: values.get(item.name, item.default)
-                            for item in dataclasses.fields(config)})
-                  for config in (RunConfig, model))
-    if values["print_config"]:
+    parsed = {**vars(parser.parse_args(argv)), "preset": preset}
+    values, rest = ({item.name: parsed.get(item.name, item.default)
+                     for item in dataclasses.fields(config)} for config in (RunConfig, model))
+    if parsed["print_config"]:
         sources = {"recipe": recipe, f"preset {preset}": of_preset, "--hidden-size": of_width,
                    "flag": _given(argv)}
-        print(f"{_describe(run, sources)}\n{_describe(sizes, sources)}")
+        print("\n".join(_describe({**values, **rest}, sources)))
         sys.exit()
-    return run, sizes
+    return RunConfig(**values), model(**rest)
 
 
 def _given(argv: list[str]) -> set[str]:
@@ -277,19 +276,18 @@ def _given(argv: list[str]) -> set[str]:
     return {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
 
 
-def _describe(config: Any, sources: dict[str, Any]) -> str:
+def _describe(values: dict[str, Any], sources: dict[str, Any]) -> list[str]:
     """Every setting in a line of its own: its name, its value, and the source that decided on it.
 
     sources: the settings of each source, from the weakest to the strongest.
     """
-    lines = [config.__doc__.splitlines()[0]]
-    for item in dataclasses.fields(config):
-        if item.metadata:
-            origin = "default"
-            for source, settings in sources.items():
-                origin = source if item.name in settings else origin
-            lines.append(f"  {item.name:30}{getattr(config, item.name)!s:26}{origin}")
-    return "\n".join(lines)
+    lines = []
+    for name, value in values.items():
+        origin = "default"
+        for source, settings in sources.items():
+            origin = source if name in settings else origin
+        lines.append(f"{name:30}{value!s:26}{origin}")
+    return lines
 
 
 def pick_preset(name: str, device: str = "auto") -> str:
