@@ -1,6 +1,5 @@
 """DistilBERT: half the layers of a trained teacher, and its soft targets (Sanh et al. 2019)."""
 import dataclasses
-from typing import Any
 
 import torch
 
@@ -87,7 +86,7 @@ def main() -> None:
     training.finish(teacher)
 
 
-def read_flags(argv: list[str] | None = None, saved: dict[str, Any] | None = None
+def read_flags(argv: list[str] | None = None, saved: dict | None = None
                ) -> tuple[RunConfig, DistillConfig]:
     """The settings of a command line, and what distillation adds; by default this program's.
 

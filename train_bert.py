@@ -1,6 +1,5 @@
 """BERT: segment pairs, static masks, masked words and the next sentence (Devlin et al. 2018)."""
 import dataclasses
-from typing import Any
 
 from minibert.config import ModelConfig, RunConfig, parse_flags
 from minibert.errors import run_cli
@@ -69,7 +68,7 @@ def main() -> None:
     training.finish()
 
 
-def read_flags(argv: list[str] | None = None, saved: dict[str, Any] | None = None
+def read_flags(argv: list[str] | None = None, saved: dict | None = None
                ) -> tuple[RunConfig, ModelConfig]:
     """The settings of a command line, and the sizes of the model; by default this program's.
 

@@ -256,14 +256,16 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], model: 
         add_flags(parser, config, without)
     parser.set_defaults(**{**recipe, **of_preset, **of_width, **(saved or {})})
     parsed = {**vars(parser.parse_args(argv)), "preset": preset}
-    values, rest = ({item.name: parsed.get(item.name, item.default)
-                     for item in dataclasses.fields(config)} for config in (RunConfig, model))
+    fields = [item for config in (RunConfig, model) for item in dataclasses.fields(config)]
+    values = {item.name: parsed.get(item.name, item.default) for item in fields}
     if parsed["print_config"]:
         sources = {"recipe": recipe, f"preset {preset}": of_preset, "--hidden-size": of_width,
                    "flag": _given(argv)}
-        print("\n".join(_describe({**values, **rest}, sources)))
+        decided = {item.name: values[item.name] for item in fields if item.metadata}
+        print("\n".join(_describe(decided, sources)))
         sys.exit()
-    return RunConfig(**values), model(**rest)
+    return tuple(config(**{item.name: values[item.name] for item in dataclasses.fields(config)})
+                 for config in (RunConfig, model))
 
 
 def _given(argv: list[str]) -> set[str]:
