@@ -1,8 +1,8 @@
 """Every setting, defined once: the model's sizes, the run's settings, the presets and the flags.
 
 Four places may set a value. In order of priority they are the flag, the preset, the script's
-recipe, and the default below; --print-config tells which one did. The names of the model's fields
-are those of Hugging Face's `config.json`.
+recipe, and the default below; --help shows what a flag's value is without it. The names of the
+model's fields are those of Hugging Face's `config.json`.
 """
 import argparse
 import dataclasses
@@ -38,11 +38,11 @@ class ModelConfig:
     num_attention_heads: int = setting(12, "attention heads in each layer", "[1, inf)")
     intermediate_size: int = setting(3072, "width of the feed-forward network", "[1, inf)")
     hidden_dropout_prob: float = setting(0.1, "dropout after embeddings and sublayers", "[0, 1)")
+    initializer_range: float = setting(0.02, "spread of the initial weights", "(0, inf)")
     attention_probs_dropout_prob: float = setting(0.1, allowed="[0, 1)")
     max_position_embeddings: int = setting(512, allowed="[1, inf)")  # rows of the position table
     hidden_act: str = setting("gelu", allowed=("gelu", "gelu_new", "relu"))
     layer_norm_eps: float = setting(1e-12, allowed="(0, inf)")
-    initializer_range: float = setting(0.02, allowed="(0, inf)")  # spread of the initial weights
     attn_implementation: str = setting("sdpa", allowed=("eager", "sdpa"))  # to read, or fused
 
     def __post_init__(self):
@@ -235,8 +235,7 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], model: 
     steps by preset. model: ModelConfig or DistillConfig, whose fields become flags besides those of
     RunConfig. without: fields that would have no effect in this script. argv: the flags, by default
     those of the program. saved: the settings of a finished run, which count more than the preset's.
-    Returns a RunConfig and a `model`. With --print-config it prints them and
-    ends the program instead. Raises UserError on a value that is not allowed.
+    Returns a RunConfig and a `model`. Raises UserError on a value that is not allowed.
     """
     argv = sys.argv[1:] if argv is None else argv
     # Two flags decide on the defaults of others, so they are read first.
@@ -248,48 +247,14 @@ def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], model: 
     preset = pick_preset(early.preset, early.device)
     of_preset = {**MODEL_PRESETS[preset], **RUN_PRESETS[preset], "steps": steps[preset]}
     of_width = sizes_of_width(early.hidden_size) if early.hidden_size else {}
-
     parser = Parser(description=doc.strip().splitlines()[0])
-    parser.add_argument("--print-config", action="store_true",
-                        help="print every setting and where it comes from, then stop")
     for config in (RunConfig, model):
         add_flags(parser, config, without)
     parser.set_defaults(**{**recipe, **of_preset, **of_width, **(saved or {})})
-    parsed = {**vars(parser.parse_args(argv)), "preset": preset}
-    fields = [item for config in (RunConfig, model) for item in dataclasses.fields(config)]
-    values = {item.name: parsed.get(item.name, item.default) for item in fields}
-    if parsed["print_config"]:
-        sources = {"recipe": recipe, f"preset {preset}": of_preset, "--hidden-size": of_width,
-                   "flag": _given(argv)}
-        decided = {item.name: values[item.name] for item in fields if item.metadata}
-        print("\n".join(_describe(decided, sources)))
-        sys.exit()
-    return tuple(config(**{item.name: values[item.name] for item in dataclasses.fields(config)})
+    values = {**vars(parser.parse_args(argv)), "preset": preset}
+    return tuple(config(**{item.name: values.get(item.name, item.default)
+                           for item in dataclasses.fields(config)})
                  for config in (RunConfig, model))
-
-
-def _given(argv: list[str]) -> set[str]:
-    """The names of the settings that a command line sets.
-
-    >>> sorted(_given(["--no-nsp", "--batch-size=8", "--steps", "2"]))
-    ['batch_size', 'nsp', 'steps']
-    """
-    flags = (part.partition("=")[0] for part in argv if part.startswith("--"))
-    return {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
-
-
-def _describe(values: dict[str, Any], sources: dict[str, Any]) -> list[str]:
-    """Every setting in a line of its own: its name, its value, and the source that decided on it.
-
-    sources: the settings of each source, from the weakest to the strongest.
-    """
-    lines = []
-    for name, value in values.items():
-        origin = "default"
-        for source, settings in sources.items():
-            origin = source if name in settings else origin
-        lines.append(f"{name:30}{value!s:26}{origin}")
-    return lines
 
 
 def pick_preset(name: str, device: str = "auto") -> str:
