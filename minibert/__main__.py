@@ -1,6 +1,5 @@
 """Everything but training the models, which the three scripts do."""
-from minibert.config import (RUN_PRESETS, FinetuneConfig, ModelConfig, Parser,
-                             add_flags, pick_preset)
+from minibert.config import RUN_PRESETS, ModelConfig, Parser, pick_preset
 from minibert.errors import run_cli
 
 
@@ -25,11 +24,8 @@ def main() -> None:
     blanks.add_argument("runs", nargs="+", help="run folders, to be shown side by side")
     blanks.add_argument("text", help="a text with [MASK] in it")
     blanks.add_argument("--top", type=positive, default=5, help="how many words to show [5]")
-    tune = commands.add_parser("finetune", help="train a classifier on a run's encoder")
-    tune.add_argument("run", help="the folder of a run or of a Hugging Face model")
-    add_flags(tune, FinetuneConfig)
     judge = commands.add_parser("classify", help="classify texts with a fine-tuned model")
-    judge.add_argument("run", help="a folder that finetune made")
+    judge.add_argument("run", help="a folder that finetune.py made")
     judge.add_argument("texts", nargs="+", help="a text or a pair")
     steps = commands.add_parser("walk", help="show one batch at every station from text to loss",
                                 epilog="Every flag of the recipe's script is understood as well.")
@@ -48,11 +44,8 @@ def main() -> None:
     elif command == "fill-mask":
         from minibert.tools.fill_mask import fill_mask
         print(fill_mask(args.runs, args.text, args.top))
-    elif command == "finetune":
-        from minibert.tasks.finetune import describe, finetune
-        print(describe(finetune(given.pop("run"), FinetuneConfig(**given))))
     elif command == "classify":
-        from minibert.tasks.finetune import classify
+        from minibert.tasks.classifier import classify
         print(classify(args.run, tuple(args.texts)))
     elif command == "walk":
         from minibert.tools.walk import walk

@@ -37,12 +37,12 @@ class ModelConfig:
     num_hidden_layers: int = setting(12, "layers of the encoder", "[1, inf)")
     num_attention_heads: int = setting(12, "attention heads in each layer", "[1, inf)")
     intermediate_size: int = setting(3072, "width of the feed-forward network", "[1, inf)")
-    hidden_dropout_prob: float = setting(0.1, "dropout after embeddings and sublayers", "[0, 1)")
-    initializer_range: float = setting(0.02, "spread of the initial weights", "(0, inf)")
-    attention_probs_dropout_prob: float = setting(0.1, allowed="[0, 1)")
     max_position_embeddings: int = setting(512, allowed="[1, inf)")  # rows of the position table
     hidden_act: str = setting("gelu", allowed=("gelu", "gelu_new", "relu"))
+    hidden_dropout_prob: float = setting(0.1, "dropout after embeddings and sublayers", "[0, 1)")
+    attention_probs_dropout_prob: float = setting(0.1, allowed="[0, 1)")
     layer_norm_eps: float = setting(1e-12, allowed="(0, inf)")
+    initializer_range: float = setting(0.02, "spread of the initial weights", "(0, inf)")
     attn_implementation: str = setting("sdpa", allowed=("eager", "sdpa"))  # to read, or fused
 
     def __post_init__(self):
@@ -188,42 +188,6 @@ class DistillConfig:
         if not (self.alpha_kl or self.alpha_mlm or self.alpha_cos):
             raise UserError("nothing is left to learn from; give one of the three --alpha weights "
                             "a value above 0")
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """A task, and BERT's own way to learn it (Devlin et al. 2018, appendix A.3)."""
-    # Its names are those of TASKS in tasks/tasks.py, which are looked up when it is read.
-    task: str = setting("sst2", "such as mrpc or library; text and pair read files of your own")
-    task_dir: str = setting("", "folder of the task's files [downloaded, or made of pydocs]")
-    out: str = setting("", "the folder for the classifier and its scores")
-    epochs: int = setting(0, "passes over train.tsv; 0 means the task's own number", "[0, inf)")
-    batch_size: int = setting(32, "rows in an optimizer step", "[1, inf)")
-    # Departure: BERT's 5e-5 is for H = 768; narrower models need larger steps.
-    learning_rate: float = setting(0.0, "peak; 0 means 5e-5 * 768 / hidden size", "[0, inf)")
-    warmup: float = setting(0.1, "share of the steps in which the learning rate rises", "[0, 1)")
-    rows: int = setting(0, "first rows of train.tsv to use; 0: the task's number", "[0, inf)")
-    # Departure: BERT's inputs are never longer than those of its pretraining; a run of --seq-length
-    # 32 is fine-tuned on up to 128, at positions that nothing has trained. (The tasks at a run's
-    # own end stay within its --seq-length.)
-    max_length: int = setting(128, "tokens of an input; the rest is cut off", "[8, inf)")
-    pooling: str = setting("mean", "read the mean, or [CLS] as transformers", ("mean", "cls"))
-    teacher: str = setting("", "a folder that finetune made, to learn from its probabilities")
-    # Paper: DistilBERT's released script for SQuAD weighs soft and hard targets alike, at T 2.
-    alpha_kl: float = setting(0.5, "share of the teacher's soft targets in the loss", "[0, 1]")
-    temperature: float = setting(2.0, "of the soft targets", "(0, inf)")
-    seed: int = setting(0, "decides the head's weights, order and dropout", SEEDS)
-    seeds: int = setting(1, "how many seeds to fine-tune with, for a mean score", "[1, inf)")
-    device: str = setting("auto", "where to compute", ("auto", "cpu", "cuda", "mps"))
-
-    def __post_init__(self):
-        check(self)
-        if not self.out:
-            raise UserError("--out is missing; name a folder for the classifier")
-        if not self.teacher and (self.alpha_kl, self.temperature) != (
-                FinetuneConfig.alpha_kl, FinetuneConfig.temperature):
-            raise UserError("--alpha-kl and --temperature are about a teacher's probabilities; "
-                            "name the teacher with --teacher")
 
 
 def parse_flags(doc: str, recipe: dict[str, Any], steps: dict[str, int], model: type,

@@ -33,7 +33,6 @@ TASKS = {
     "cola": Task(("3",), "1", "matthews", header=False, folder="CoLA"),
     "mrpc": Task(("#1 String", "#2 String"), "Quality", "f1", folder="MRPC"),
     "rte": Task(("sentence1", "sentence2"), "label", folder="RTE"),
-    "stsb": Task(("sentence1", "sentence2"), "score", "spearman", folder="STS-B"),
     # With 120 labels a model has to know words that it has never seen a label for: that is what
     # pretraining is worth. With all 3,000, counting words goes nearly as far.
     "library": Task(("text",), "label", folder="library", script="tasks_pydocs", rows=120,
@@ -69,9 +68,9 @@ class ChoiceData:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's rows; labels are numbers of classes, (N,) int64, or values to meet, (N,) float32."""
+    """A task's rows; labels are numbers of classes, (N,) int64."""
     name: str
-    classes: list[str]  # empty: the labels are values
+    classes: list[str]
     texts: list[tuple[str, ...]]
     labels: np.ndarray
     dev_texts: list[tuple[str, ...]]
@@ -79,7 +78,7 @@ class TaskData:
 
     @property
     def metric(self) -> str:
-        """accuracy, f1, matthews or spearman."""
+        """accuracy, f1 or matthews."""
         return TASKS[self.name].metric
 
     def score(self, guesses: np.ndarray) -> float:
@@ -89,10 +88,8 @@ class TaskData:
     def floors(self) -> dict[str, float]:
         """The scores of the most frequent answer and of words without order; no value is NaN.
 
-        bag_of_words where there are classes, overlap where there are pairs and at most two.
+        overlap where there are pairs and two classes.
         """
-        if not self.classes:  # always the same answer ranks nothing
-            return {"majority": 0.0, "overlap": self.score(overlaps(self.dev_texts))}
         most = np.full(len(self.dev_labels), np.bincount(self.labels).argmax())
         floors = {"majority": self.score(most), "bag_of_words": self.score(
             bag_of_words(self.texts, self.labels, self.dev_texts))}
@@ -103,12 +100,6 @@ class TaskData:
                 self.metric, (shared > rule[0]) == rule[1], self.labels))
             floors["overlap"] = self.score((overlaps(self.dev_texts) > cut) == above)
         return floors
-
-
-def load_tasks(names: str, task_dir: str, rows: int = 0) -> dict[str, TaskData | ChoiceData]:
-    """Return the tasks of a list such as "sst2,mrpc" ("none": none), by name; as `load_task`."""
-    return {name: load_choices(name, task_dir) if name in CHOICES else
-            load_task(name, task_dir, rows) for name in names.split(",") if name != "none"}
 
 
 def load_choices(name: str, task_dir: str) -> ChoiceData:
@@ -143,8 +134,9 @@ def shared_words(choices: list[Choice]) -> float:
         others = {word.lower() for i, word in enumerate(words) if i not in wanted}
         return sum(words[i].lower() in others for i in wanted)
 
-    found = [(shared(one.right, one.scored), shared(one.wrong, one.scored)) for one in choices]
-    return sum((right > wrong) + 0.5 * (right == wrong) for right, wrong in found) / len(found)
+    counts = [(shared(choice.right, choice.scored), shared(choice.wrong, choice.scored))
+              for choice in choices]
+    return sum((right > wrong) + 0.5 * (right == wrong) for right, wrong in counts) / len(counts)
 
 
 def load_task(name: str, task_dir: str, rows: int = 0) -> TaskData:
@@ -161,15 +153,11 @@ def load_task(name: str, task_dir: str, rows: int = 0) -> TaskData:
     rows = rows or task.rows
     texts, labels = texts[:rows or None], labels[:rows or None]
     dev_texts, dev_labels = read_task(folder / "dev.tsv", task)
-    if task.metric == "spearman":
-        return TaskData(name, [], texts, _values(folder / "train.tsv", labels), dev_texts,
-                        _values(folder / "dev.tsv", dev_labels))
     classes = sorted(set(labels))
     numbers = all(re.fullmatch(r"[-+]?\d*\.?\d+", name) for name in classes)
     if numbers and (values := [name for name in classes if float(name) % 1]):
         raise UserError(f"{folder}/train.tsv has labels such as {values[0]}, which are values and "
-                        "no classes; name the classes in words, or use --task stsb, which learns "
-                        f"values, with its columns {', '.join(TASKS['stsb'].texts)} and score")
+                        "no classes; name the classes in words")
     if unseen := sorted(set(dev_labels) - set(classes)):
         raise UserError(f"{folder}/dev.tsv has the label {unseen[0]!r}, which "
                         f"train.tsv {f'lacks in its first {rows} rows' if rows else 'lacks'}; "
@@ -198,16 +186,6 @@ def _folder(task: Task, task_dir: str, file: str) -> Path:
     if not (folder / file).exists():
         run_data_script(task.script, task.folder)
     return folder
-
-
-def _values(path: Path, labels: list[str]) -> np.ndarray:
-    try:
-        values = np.array(labels, dtype=np.float32)
-    except ValueError as error:
-        raise UserError(f"{path} has a label that is no number ({error}); mend it") from None
-    if not np.isfinite(values).all():
-        raise UserError(f"{path} has a label that is not finite; mend it")
-    return values
 
 
 def read_task(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -245,32 +223,21 @@ def read_task(path: Path, task: Task) -> tuple[list[tuple[str, ...]], list[str]]
 
 
 def score(metric: str, guesses: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy, F1 of class 1 and Matthews' correlation of classes; Spearman's of values; (N,).
+    """Accuracy, F1 of class 1, or Matthews' correlation of two classes; all (N,) int64.
 
     A correlation with what does not vary counts as 0.
     >>> guesses, labels = np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])
     >>> [round(score(metric, guesses, labels), 3) for metric in ("accuracy", "f1", "matthews")]
     [0.75, 0.667, 0.577]
-    >>> round(score("spearman", np.array([0.1, 0.2, 9.0]), np.array([1.0, 2.0, 3.0])), 3)
-    1.0
     """
     if metric == "accuracy":
         return float((guesses == labels).mean())
     if metric == "f1":
         return 2 * int((guesses & labels).sum()) / max(1, int(guesses.sum() + labels.sum()))
-    if metric == "spearman":
-        guesses, labels = _ranks(guesses), _ranks(labels)
-    # Matthews' correlation of two classes is Pearson's of 0 and 1; Spearman's is that of ranks.
+    # Matthews' correlation of two classes is Pearson's of 0 and 1.
     a, b = guesses - guesses.mean(), labels - labels.mean()
     spread = ((a @ a) * (b @ b)) ** 0.5
     return float(a @ b / spread) if spread else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values sharing the mean of theirs."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    return ((last - counts + 1 + last) / 2)[which]
 
 
 def bag_of_words(texts: list[tuple[str, ...]], labels: np.ndarray,

@@ -8,21 +8,17 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from minibert.config import pick_device
-from minibert.files.hub import load_pretrained
 from minibert.model import MaskedLM
 from minibert.tasks.tasks import ChoiceData
 from minibert.tokenizer import special_ids
 
 
-def zero_shot(run: str, data: ChoiceData, device: str = "auto") -> dict:
-    """Return how often a run finds the right text likelier, and the scores that need no model.
+def zero_shot(model: MaskedLM, tokenizer: Tokenizer, data: ChoiceData, device: str) -> dict:
+    """Return how often a model finds the right text likelier, and the scores that need no model.
 
-    run: a run or Hugging Face folder. A tie counts half. Raises UserError when the run cannot be
-    read.
+    A tie counts half.
     """
-    model, tokenizer = load_pretrained(run)
-    model.to(pick_device(device)).eval()
+    model.to(device).eval()
     tokenizer.enable_truncation(model.config.max_length)
     tokenizer.encode_special_tokens = True  # a task's "[MASK]" is text, as in pretraining
     texts = [scored_positions(words, choice.scored, tokenizer)

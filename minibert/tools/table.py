@@ -31,19 +31,20 @@ def family_table(folders: list[str]) -> str:
                             "is missing; name the folder of a finished run")
         if "full-sentences" not in metrics:
             raise UserError(f"{folder} holds a fine-tuned classifier; name pretraining runs")
-        found = metrics["full-sentences"]
-        first = first or found
-        if found["hash"] != first["hash"]:
-            raise UserError(f"{folder} was evaluated on another set ({found['hash']}) than "
+        scores = metrics["full-sentences"]
+        first = first or scores
+        if scores["hash"] != first["hash"]:
+            raise UserError(f"{folder} was evaluated on another set ({scores['hash']}) than "
                             f"{folders[0]} ({first['hash']}); compare runs of the same corpus, "
                             "tokenizer, sequence length and masking code")
         row = {"run": Path(folder).name, **{name: of(metrics) for name, of in COLUMNS.items()}}
-        for name, task in metrics.get("tasks", {}).items():
-            name = f"{name} {task['metric']}"
+        for file in sorted(Path(folder).glob("tasks/*/metrics.json")):
+            task = read_json(file, "is missing")
+            name = f"{task['task']} {task['metric']}"
             floors = {floor: task.get(floor) for floor in (*FLOORS, "dev_rows")}
             if floors != tasks.setdefault(name, floors):
                 raise UserError(f"{folder} was scored in {name} on other rows than the runs before "
-                                "it; compare runs with the same --task-rows")
+                                "it; give finetune.py the same --rows and --task-dir")
             row[name] = f"{task['score']:.3f}"
         rows.append(row)
     for floor, name in FLOORS.items():
