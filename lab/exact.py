@@ -64,8 +64,8 @@ def tell_kl(measured: dict[str, Any]) -> tuple[str, str, str]:
     error, sizes = measured["error"], dict(measured["gradients"])
     holds = error < 1e-9 and abs(sizes[max(sizes)] - 1) < 0.01 < abs(sizes[2.0] - 1)
     told = ", ".join(f"{ratio:.2f} at T {T:g}" for T, ratio in sizes.items())
-    return ("holds" if holds else "contradicted", _difference(error),
-            f"the two losses {_are(error)}; gradient times T² against its limit: {told}")
+    return ("holds" if holds else "contradicted", _difference(error).removeprefix("are "),
+            f"the two losses {_difference(error)}; gradient times T² against its limit: {told}")
 
 
 def architecture() -> dict[str, Any]:
@@ -104,7 +104,8 @@ def tell_architecture(measured: dict[str, Any]) -> tuple[str, str, str]:
     equal = f"{measured['tensors'] - len(measured['apart'])} of {measured['tensors']} tensors"
     return ("holds" if holds else "contradicted", equal,
             f"{equal} of the base encoders have equal shapes, all but the tables of words, "
-            f"positions and token types; with equal weights the outputs {_are(measured['error'])}")
+            f"positions and token types; with equal weights the outputs "
+            f"{_difference(measured['error'])}")
 
 
 def size() -> dict[str, Any]:
@@ -178,11 +179,7 @@ def tell_latency(measured: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _difference(error: float) -> str:
-    return f"differ by {error:.0e}" if error else "equal to the last digit"
-
-
-def _are(error: float) -> str:
-    return _difference(error) if error else f"are {_difference(error)}"
+    return f"differ by {error:.0e}" if error else "are equal to the last digit"
 
 
 def _claim(id: str, says: str, published: str, asks: str, paper: str) -> Claim:
