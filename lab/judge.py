@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.claims import PAIRS_LOSS, TASKS, Arm, Claim, Contrast, arms_of
+from lab.claims import TASKS, Arm, Claim, Contrast, arms_of
 from lab.measure import losses
 from minibert.errors import UserError
 from minibert.tasks.tasks import FLOORS
@@ -61,7 +61,8 @@ class Effect:
     @property
     def name(self) -> str:
         """What the report calls it."""
-        return self.contrast.name or f"{self.contrast.first.name} against {self.contrast.second.name}"
+        first, second = self.contrast.first.name, self.contrast.second.name
+        return self.contrast.name or f"{first} against {second}"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ def measure(jobs: list[Job]) -> dict[str, dict[str, Any]]:
         first, arm = seeds[0], seeds[0].arm
         measured = [metrics_of(job.out, tuple(tasks.get(name, ()))) for job in seeds]
         run = read_json(first.out / "run.json", "is missing; run again")
-        settings = {**run["model"], **run["settings"], **run.get("distill", {})}
+        here = lambda value: value.replace(f"{ROOT}/", "") if isinstance(value, str) else value
+        settings = {name: here(value) for name, value in
+                    {**run["model"], **run["settings"], **run.get("distill", {})}.items()}
         arms[name] = {
             "teacher": arm.teacher.name if arm.teacher else None,
             **{key: measured[0][key] for key in ("layers", "parameters", "disk", "steps",
@@ -61,7 +63,7 @@ def measure(jobs: list[Job]) -> dict[str, dict[str, Any]]:
             **{key: [metrics[key] for metrics in measured] for key in (
                 "tokens", "seconds", "full-sentences", "segment-pair", "train_loss", "last_fifth",
                 "curve", "tasks")},
-            "command": shlex.join(["python", *first.command]).replace(f"{ROOT}/", ""),
+            "command": here(shlex.join(["python", *first.command])),
             "script": arm.script, "corpus": settings["corpus"], "settings": settings}
     return arms
 

@@ -130,7 +130,8 @@ def in_words(effect: Effect) -> str:
                        for value in (effect.gain, effect.low, effect.high))
     says = f"{gain} {unit} [{low}, {high}]"
     if measure == TASKS:
-        return f"{says}, {100 * first:.1f} against {100 * second:.1f} above the most frequent answer"
+        return (f"{says}, {100 * first:.1f} against {100 * second:.1f} above the most frequent "
+                "answer")
     if measure == KL_TO_TEACHER:
         return f"{says}, {first:.3f} against {second:.3f} nats away from the teacher"
     return f"{says}, a perplexity of {np.exp(first):.0f} against {np.exp(second):.0f}"

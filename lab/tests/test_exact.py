@@ -1,6 +1,5 @@
 """The claims that need no training come out against themselves when the code is wrong."""
 import dataclasses
-import re
 import time
 
 import pytest
@@ -10,12 +9,14 @@ from minibert.config import ModelConfig
 from minibert.losses import soft_target_loss
 
 
+def kind(id):
+    """The verdict of a claim that is measured now."""
+    return exact.EXACT[id].tell(exact.EXACT[id].measure())[0]
+
+
 def test_they_hold():
     """Catches an identity that our losses, encoder or constructor do not meet."""
-    for claim in (exact.kl, exact.architecture, exact.size):
-        found = claim()
-        assert found["verdict"] == "holds" and found["id"] == claim.__name__, found
-        assert found.keys() == {"id", "says", "verdict", "found", "published"}
+    assert [id for id in exact.EXACT if id != "latency" and kind(id) != "holds"] == []
 
 
 @pytest.mark.parametrize("wrong", [
@@ -25,27 +26,37 @@ def test_they_hold():
 def test_kl_is_contradicted_by_a_wrong_loss(wrong, monkeypatch):
     """Catches a check that passes whatever the loss: without T², swapped, or another mean."""
     monkeypatch.setattr(exact, "soft_target_loss", wrong)
-    assert exact.kl()["verdict"] == "contradicted"
+    assert kind("kl") == "contradicted"
+
+
+@pytest.mark.parametrize("change", [{"error": 1e-3}, {"gradients": [[2.0, 1.2], [1e3, 1.2]]},
+                                    {"gradients": [[2.0, 1.0], [1e3, 1.0]]}])
+def test_kl_needs_all_of_its_parts(change):
+    """Catches a part that is not looked at: the losses, the limit, or what a small T gives."""
+    measured = {"error": 0.0, "gradients": [[2.0, 1.2], [1e3, 1.0]]}
+    assert exact.tell_kl(measured)[:2] == ("holds", "equal to the last digit")
+    assert exact.tell_kl({**measured, **change})[0] == "contradicted"
 
 
 def test_architecture_is_contradicted_by_another_shape(monkeypatch):
-    """Catches a comparison that does not look at every tensor."""
+    """Catches a comparison that does not look at every tensor, or at the outputs."""
+    measured = exact.architecture()
+    assert exact.tell_architecture({**measured, "error": 1e-3})[0] == "contradicted"
     roberta = dataclasses.replace(ModelConfig.preset("roberta-base"), intermediate_size=3080)
     presets = {"bert-base": ModelConfig.preset("bert-base"), "roberta-base": roberta}
     monkeypatch.setattr(ModelConfig, "preset", presets.get)
-    assert exact.architecture()["verdict"] == "contradicted"
+    assert kind("architecture") == "contradicted"
 
 
 def test_size_is_contradicted_by_one_parameter(monkeypatch):
-    """Catches counts that are rounded, or never compared."""
+    """Catches counts that are rounded or never compared, and a student as large as its teacher."""
     monkeypatch.setitem(exact.PUBLISHED, "bert-mini", exact.PUBLISHED["bert-mini"] + 1)
-    found = exact.size()
-    assert found["verdict"] == "contradicted" and "10 of 11" in found["found"]
-    # Nor does it hold of a student that is as large as its teacher.
-    monkeypatch.setattr(exact, "PUBLISHED", {})
-    shapes = exact.ModelConfig.preset.__globals__["MODEL_PRESETS"]
-    monkeypatch.setitem(shapes, "distilbert-base", shapes["bert-base"])
-    assert exact.size()["verdict"] == "contradicted"
+    measured = exact.size()
+    says, _, told = exact.tell_size(measured)
+    assert says == "contradicted" and "10 of 11" in told
+    right = {**measured, "counted": 11}
+    assert exact.tell_size(right)[0] == "holds"
+    assert exact.tell_size({**right, "encoders": [100, 100]})[0] == "contradicted"
 
 
 @pytest.mark.parametrize("fast, expected", [(0.5, "holds"), (0.9, "inconclusive"),
@@ -53,12 +64,9 @@ def test_size_is_contradicted_by_one_parameter(monkeypatch):
 def test_latency_by_a_made_up_clock(fast, expected, monkeypatch):
     """Catches warm-up rounds that count, a ratio upside down, and a margin that is not looked at:
     the clock says 1 s for each pass of the first encoder and `fast` for the second's."""
-    monkeypatch.setitem(exact.ModelConfig.preset.__globals__["MODEL_PRESETS"], "bert-base",
-                        dict(vocab_size=30_000, hidden_size=8, num_attention_heads=2,
-                             num_hidden_layers=1, intermediate_size=8))
-    monkeypatch.setitem(exact.ModelConfig.preset.__globals__["MODEL_PRESETS"], "distilbert-base",
-                        dict(vocab_size=30_000, hidden_size=8, num_attention_heads=2,
-                             num_hidden_layers=1, intermediate_size=8))
+    tiny = dict(vocab_size=30_000, hidden_size=8, num_attention_heads=2, num_hidden_layers=1,
+                intermediate_size=8)
+    monkeypatch.setattr(ModelConfig, "preset", lambda name: ModelConfig(**tiny))
     calls, now = 0, 0.0
 
     def clock():
@@ -70,23 +78,14 @@ def test_latency_by_a_made_up_clock(fast, expected, monkeypatch):
         return now
 
     monkeypatch.setattr(time, "perf_counter", clock)
-    encoders = [exact.Encoder(ModelConfig.preset(name))
-                for name in ("bert-base", "distilbert-base")]
-    for times, expected_time in zip(exact.forward_seconds(encoders, "cpu", rounds=5), (1.0, fast)):
-        assert times == pytest.approx([expected_time] * 5)
-    calls = 0
-    found = exact.latency()
-    assert found["verdict"] == expected
-    ratio = float(re.match(r"([\d.]+) times", found["found"])[1])
-    assert ratio == pytest.approx(1 / fast, abs=0.01)
+    [timed] = exact.latency()["timed"]
+    assert timed["ms"] == pytest.approx([1000, 1000 * fast]) and timed["rounds"] == 9
+    assert timed["ratio"] == pytest.approx([1 / fast] * 3)
     # Where there is a GPU, its figures stand behind the CPU's, which decides.
-    monkeypatch.setattr(exact.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(exact, "forward_seconds", lambda encoders, device, batch: [
-        [1.0] * 9, [fast if device == "cpu" else 1.1] * 9])
-    found = exact.latency()
-    said = found["found"].split("; ")
-    assert "batch 1, 32 tokens, cpu" in said[0] and "batch 64, 32 tokens, cuda" in said[2]
-    assert found["verdict"] == expected
+    gpu = {**timed, "device": "cuda", "batch": 64, "ratio": [1.1] * 3}
+    says, short, told = exact.tell_latency({"timed": [timed, gpu]})
+    assert says == expected and short == f"{1 / fast:.2f} times as fast"
+    assert "batch 1, 32 tokens, cpu" in told and told.endswith("batch 64, 32 tokens, cuda")
 
 
 def test_encoders_are_cast_before_they_are_timed(monkeypatch):
