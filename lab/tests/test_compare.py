@@ -83,6 +83,7 @@ def text(toy_text):
 
 TEACHER = Arm("teacher", tasks=True)
 STUDENT = Arm("student", "distill", teacher=TEACHER)
+SCORED = dataclasses.replace(STUDENT, tasks=True)
 SMALL = Grid("tiny", 2, 20_000, 0.5, flags="--seq-length 16 --batch-size 8", tasks="a,b",
              task_seeds=3)
 
@@ -104,18 +105,20 @@ def value(job, flag):
 def test_a_plan_by_hand(planned, tmp_path, monkeypatch):
     """Catches a student of another seed's teacher or of none, one that does not wait, a run that is
     not scored, or an arm that is, and seeds that MORE_SEEDS does not ask for."""
-    monkeypatch.setattr(plan_module, "MORE_SEEDS", (STUDENT,))
-    jobs = planned(STUDENT, TEACHER, grid=dataclasses.replace(SMALL, more_seeds=1), seeds=2)
+    monkeypatch.setattr(plan_module, "MORE_SEEDS", (SCORED,))
+    jobs = planned(SCORED, TEACHER, grid=dataclasses.replace(SMALL, more_seeds=1), seeds=2)
     assert [str(job) for job in jobs] == [part for seed in (0, 1, 2) for part in (
-        f"teacher, seed {seed}", f"teacher, seed {seed}, a", f"teacher, seed {seed}, b",
-        f"student, seed {seed}")]  # the last seed's teacher is there for its student
-    for teacher, a, b, student in zip(*[iter(jobs)] * 4):
+        *(f"{arm}, seed {seed}{task}" for arm in ("teacher", "student")
+          for task in ("", ", a", ", b")),)]  # the last teacher is there for its student
+    for teacher, a, b, student, a_too, b_too in zip(*[iter(jobs)] * 6):
         assert value(teacher, "--seed") == value(student, "--seed") == str(teacher.seed)
         assert a.before is b.before is student.before is teacher and teacher.before is None
         assert value(student, "--teacher") == str(teacher.out) == value(teacher, "--out")
-        assert b.out == teacher.out / "tasks" / "b"
-        assert b.command == ["finetune.py", str(teacher.out), "--task", "b", "--seeds", "3",
-                             "--max-length", "16"]
+        assert a_too.before is b_too.before is student
+        for run, score in ((teacher, b), (student, b_too)):
+            assert score.out == run.out / "tasks" / "b"
+            assert score.command == ["finetune.py", str(run.out), "--task", "b", "--seeds", "3",
+                                     "--max-length", "16"]
     assert not any(job.task for job in planned(TEACHER, corpus="my.txt"))  # the tasks are pydocs'
 
 
@@ -179,15 +182,19 @@ def test_formats_get_equal_tokens(planned, text):
     assert budgets["student"][1] == pytest.approx(base[1] / 2, abs=1)  # the grid's share
 
 
-def test_tokens_are_counted_in_the_share_that_is_used():
-    """Catches a budget reckoned from all of the text for an arm that sees a part of it: here the
-    first document has sentences of 14 tokens, which fill a block, the second of 8."""
+def test_tokens_are_counted_in_the_share_that_is_used(monkeypatch):
+    """Catches a pair's second [SEP] that nobody counts, and a budget reckoned from all of the text
+    for an arm that sees a part of it: here the first document has sentences of 14 tokens, which
+    fill a block, the second of 8."""
     bounds = np.array([[14 * i, 14 * (i + 1)] for i in range(20)]
                       + [[281 + 8 * i, 281 + 8 * (i + 1)] for i in range(35)])
     text = TokenizedCorpus(np.zeros(562), bounds, np.array([0, 20, 55]))
     run = RunConfig(out="x", seq_length=16, data_tokens=280)
     assert tokens_in_a_sequence(run, text) == 16
     assert tokens_in_a_sequence(dataclasses.replace(run, data_tokens=0), text) < 14
+    monkeypatch.setattr(plan_module, "make_sequences", lambda *_, **__: np.array(
+        [[0, 4, 4, 8], [0, 6, 6, 6]]))
+    assert tokens_in_a_sequence(run, text) == 9.5  # the mean of 4 + 4 + 3 and 6 + 2
 
 
 def test_a_slice_is_read_equally_often_on_any_corpus(planned, text):
@@ -200,7 +207,7 @@ def test_a_slice_is_read_equally_often_on_any_corpus(planned, text):
     assert {value(job, "--data-tokens") for job in planned(arm, student, grid=grid)
             if job.arm.text and not job.task} == {"1000"}
     larger = dataclasses.replace(grid, tokens=20 * len(text.tokens) + 400)
-    for arms in ((arm, TEACHER), (TEACHER, arm), (TEACHER, student)):
+    for arms in ((arm, TEACHER), (TEACHER, arm), (arm, student)):
         claim = Claim("x", "", (Contrast(*arms, "better"),), "", "")
         assert too_small(claim, grid, text) == ""
         assert too_small(claim, larger, text).startswith(f"the corpus has {len(text.tokens):,} tok")
