@@ -75,7 +75,7 @@ def compare(grid: str, corpus: str, name: str, seeds: int = 3, only: str = "",
     results = {"name": name, "grid": dataclasses.asdict(chosen_grid), "corpus": corpus,
                "fingerprint": fingerprint, "seeds": list(range(seeds)), **machine(),
                "left_out": [id for id in ids if id not in chosen], "refused": refused,
-               "exact": {id: exact.measure() for id, exact in EXACT.items() if id in chosen},
+               "exact": {id: measured() for id, (_, measured) in EXACT.items() if id in chosen},
                "arms": measure(planned),
                "family": show_family(family, blanks(held_out, tokenizer))}
     write_json(folder / "results.json", results)

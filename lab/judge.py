@@ -66,16 +66,6 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Floor:
-    """A task's mean score beside the best of the scores that need no model."""
-    task: str
-    score: float
-    name: str  # one of FLOORS
-    floor: float
-    beaten: bool
-
-
-@dataclass(frozen=True)
 class Finding:
     """A claim that was judged, and what it asks for besides its contrasts."""
     claim: Claim
@@ -86,7 +76,7 @@ class Finding:
     # Nats that the gap's teacher gains when it is trained on, and that the untaught are behind it.
     trained_on: tuple[float, float] | None = None
     retained: dict[str, list[float]] = field(default_factory=dict)  # shares by task, by seed
-    floors: list[Floor] = field(default_factory=list)
+    floors: list[tuple[str, float, str, float, bool]] = field(default_factory=list)
     reversed: list[str] = field(default_factory=list)  # measures by which effects rank in reverse
 
 
@@ -317,11 +307,12 @@ def keeps(shares: dict[str, list[float]], share: float) -> Verdict:
     return Verdict("holds" if kept == "no difference" else kept)
 
 
-def floors(arm: dict[str, Any]) -> list[Floor]:
-    """Return how an arm's mean scores stand to the best score that needs no model, by task."""
+def floors(arm: dict[str, Any]) -> list[tuple[str, float, str, float, bool]]:
+    """Return by task an arm's mean score, the best score that needs no model and its name, and
+    whether it is beaten by a margin."""
     stand = []
     for name, task in arm["tasks"][0].items():
         score = float(np.mean([tasks[name]["score"] for tasks in arm["tasks"]]))
         best = max((floor for floor in FLOORS if floor in task), key=task.get)
-        stand.append(Floor(name, score, best, task[best], score > task[best] + FLOOR_MARGIN))
+        stand.append((name, score, best, task[best], score > task[best] + FLOOR_MARGIN))
     return stand

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.claims import CLAIMS, KL_TO_TEACHER, MEASURES, PAIRS_LOSS, TASKS, Arm
+from lab.claims import CLAIMS, KL_TO_TEACHER, MEASURES, TASKS, Arm
 from lab.exact import EXACT
 from lab.judge import Effect, Finding, Verdict, interval, judge_claims
 from lab.measure import losses
@@ -39,8 +39,8 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
 
 def findings(results: dict[str, Any]) -> list[Finding]:
     """Judge all that was measured: first what needs no training, then the claims with arms."""
-    exact = [Finding(EXACT[id].claim, Verdict(EXACT[id].tell(measured)[0]))
-             for id, measured in results["exact"].items() if id in EXACT]
+    exact = [Finding(EXACT[id][0], Verdict(its["kind"]))
+             for id, its in results["exact"].items() if id in EXACT]
     return exact + judge_claims(CLAIMS, results)
 
 
@@ -91,7 +91,7 @@ def readme_table(results: dict[str, Any]) -> str:
 def in_short(finding: Finding, results: dict[str, Any]) -> str:
     """Return what was found, in a few words with their unit."""
     if finding.claim.id in EXACT:
-        return EXACT[finding.claim.id].tell(results["exact"][finding.claim.id])[1]
+        return results["exact"][finding.claim.id]["short"]
     if "mean" in finding.retained:
         return f"{np.mean(finding.retained['mean']):.0%}"
     if not finding.effects or not finding.effects[0].gains:
@@ -138,13 +138,14 @@ def in_words(effect: Effect) -> str:
 
 
 def in_sentences(finding: Finding, results: dict[str, Any]) -> str:
-    """Return what was found of a claim: its first contrasts, and all that it asks for besides."""
+    """Return what was found of a claim besides its contrasts, which have a table; "" is nothing."""
     claim = finding.claim
     if claim.id in EXACT:
-        return EXACT[claim.id].tell(results["exact"][claim.id])[2]
-    says = [f"{effect.name}{', in pairs' * (effect.contrast.measure == PAIRS_LOSS)}: "
-            f"{in_words(effect)}" for effect in finding.effects[:max(2, min(3, claim.decides))]]
-    says += [f"by {measure} the effects rank in the reverse of the published order, which is not "
+        exact = results["exact"][claim.id]
+        return "; ".join([exact["short"], *(
+            f"{name}: {value:{',' if isinstance(value, int) else '.3g'}}"
+            for name, value in exact["measured"].items())])
+    says = [f"by {measure} the effects rank in the reverse of the published order, which is not "
              "reproduced here" for measure in finding.reversed]
     if finding.gap:
         mean, low, high = interval(finding.gap)
@@ -153,12 +154,13 @@ def in_sentences(finding: Finding, results: dict[str, Any]) -> str:
                     f"to {best}")
     if claim.retains and finding.effects:
         student, teacher, _ = claim.retains
-        says = [_retained(student.name, teacher.name, finding.retained),
-                size_and_speed(student, teacher, results["family"])]
-    says += [", ".join(f"{floor.task} {floor.score:.3f} "
-                       f"{'beats' if floor.beaten else 'does not beat'} "
-                       f"{floor.name.replace('_', ' ')} {floor.floor:.3f}"
-                       for floor in finding.floors)] * bool(finding.floors)
+        says += [_retained(student.name, teacher.name, finding.retained),
+                 size_and_speed(student, teacher, results["family"])]
+    if finding.floors:
+        says.append(", ".join(
+            f"{task} {score:.3f} {'beats' if beaten else 'does not beat'} "
+            f"{name.replace('_', ' ')} {floor:.3f}"
+            for task, score, name, floor, beaten in finding.floors))
     return "; ".join(says)
 
 
