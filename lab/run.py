@@ -14,9 +14,9 @@ from minibert.files.run_folder import ROOT
 def run_all(jobs: list[Job], at_once: int) -> None:
     """Do what is not done, so many jobs at once, the longest first; print how much time is left.
 
-    A job goes on where it was stopped, and its output is in a file beside its folder. Raises
-    UserError in the end with the last words of each job that failed; the others have been done,
-    but for those that need it.
+    A job goes on where it was stopped, and its output is in a file beside its folder. The last
+    words of one that fails are printed at once; the others are done all the same, but for those
+    that need it. Then UserError is raised.
     """
     left = sorted((job for job in jobs if not job.done), key=lambda job: -job.sequences)
     running: dict[Job, tuple[subprocess.Popen, float]] = {}  # with the time when it began
@@ -58,8 +58,9 @@ def run_all(jobs: list[Job], at_once: int) -> None:
             process.wait()
         signal.signal(signal.SIGTERM, previous)
     if failed:
-        waiting = f" ({len(left)} more need what failed)" * bool(left)
-        raise UserError(f"{'; '.join(failed.values())}{waiting}")
+        first, *others = failed.values()
+        raise UserError(first + f"; {len(others)} more failed, as said above" * bool(others)
+                        + f"; {len(left)} wait for one that failed" * bool(left))
 
 
 def start(job: Job) -> subprocess.Popen:

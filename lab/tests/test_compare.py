@@ -294,10 +294,10 @@ def test_a_failure_does_not_hide_the_others(scripts, capsys):
     student, good = scripts("student", before=bad), scripts("good")
     with pytest.raises(UserError) as failed:
         run_all([bad, student, empty, good], 1)
-    assert "bad, seed 0 (" in str(failed.value) and "ended with 2: no luck; try again" in str(
-        failed.value)
-    assert "empty, seed 0" in str(failed.value) and "1 more need" in str(failed.value)
-    assert "\n" not in str(failed.value) and "no luck" in capsys.readouterr().out
+    said, says = capsys.readouterr().out, str(failed.value)
+    assert says.startswith("bad, seed 0 (") and "ended with 2: no luck; try again" in says
+    assert "1 more failed" in says and "1 wait" in says and "\n" not in says
+    assert "\nbad, seed 0 (" in said and "\nempty, seed 0 (" in said
     assert good.done and not student.out.exists()
 
 
@@ -376,7 +376,7 @@ def test_an_arm_is_measured_by_seed(planned, tmp_path):
     another run or one that nobody planned, and a log's line under another arm's name."""
     jobs = planned(TEACHER, STUDENT, seeds=2)
     for loss, job in enumerate([job for job in jobs if not job.task], 1):
-        line = {"step": 1, "epoch": 0, "mlm": float(loss)}
+        line = {"step": 1, "epoch": job.seed, "mlm": float(loss)}
         tasks = [(task, loss / 10) for task in ("a", "b", "own")]
         finished(job.out, loss, [line], tasks=tasks, tokens=100 * loss, seconds=10.0 * loss)
     by_name = {job.arm.name: [] for job in jobs}
@@ -390,6 +390,7 @@ def test_an_arm_is_measured_by_seed(planned, tmp_path):
         assert [scores["mlm_loss"] for scores in arm["full-sentences"]] == losses
         assert arm["train_loss"] == losses and arm["seconds"] == [10.0 * loss for loss in losses]
         assert arm["tokens"] == [100 * loss for loss in losses] and arm["steps"] == 20
+        assert arm["epochs"] == 1  # the first seed's
         assert arm["settings"] == {"hidden_size": 8, "corpus": "pydocs", "seed": losses[0],
                                    "alpha_kl": 5.0}
         assert "--seed 0" in arm["command"]
@@ -472,11 +473,16 @@ def test_some_claims_only(toy_grid, tmp_path, capsys):
 
 
 def test_the_family_is_shown_side_by_side(toy_grid, monkeypatch):
-    """Catches a student shown before its teacher, or the time of one model given to another."""
+    """Catches a student shown before its teacher, or beside another seed's, and the time of one
+    model given to another."""
+    load, loaded = compare_module.load_pretrained, []
+    monkeypatch.setattr(compare_module, "load_pretrained", lambda folder: (
+        loaded.append(folder.name.split("-")[1]), load(folder))[1])
     monkeypatch.setattr(compare_module, "blanks", lambda *_: [("ba [MASK] be", "bi")])
     monkeypatch.setattr(compare_module, "forward_seconds", lambda encoders, device: [
         [0.001 * len(encoder.layers)] * 3 for encoder in encoders])
     family = toy_grid(only="stack")["family"]
+    assert loaded == ["0", "0", "0"]
     assert family["latency_ms"] == pytest.approx({"student": 1, "whole": 2, "half": 2})
     (blank,) = family["blanks"]
     assert blank["word"] == "bi" and blank["guesses"].startswith("ba [MASK] be\n")
