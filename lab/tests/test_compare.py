@@ -62,6 +62,13 @@ def test_arms_differ_in_what_the_claim_is_about(claim):
         assert ("tokens" == contrast.apart) == (first["budget"] != second["budget"])
 
 
+def test_a_stand_in_had_the_same_recipe():
+    """Catches published measurements that stand for an arm of another recipe."""
+    for arm in {arm for claim in CLAIMS for arm in arms_of(claim) if arm.stand_in}:
+        settings, its = (settings_of(each, GRIDS["full"]) for each in (arm, arm.stand_in))
+        assert {name for name in settings if settings[name] != its[name]} == {"script"}
+
+
 def test_arms_and_claims_have_names_of_their_own():
     """Catches two arms or claims that the report could not tell apart, and more seeds of one arm
     than of the one that it is paired with, where three could not tell."""
