@@ -22,7 +22,7 @@ def main() -> None:
     claims.add_argument("--plan", dest="plan_only", action="store_true", help="print every run's "
                         "command instead, with the line that must be done before it, for another "
                         "engine to run")
-    again = commands.add_parser("report", help="write a comparison's report and figures again")
+    again = commands.add_parser("report", help="judge a comparison again: its report and figures")
     again.add_argument("name", help="the comparison in results/NAME")
     speed = commands.add_parser("bench", help="time a step of each kind")
     add_flags(speed, BenchConfig)
@@ -34,14 +34,11 @@ def main() -> None:
 
     if command == "compare":
         from lab.compare import compare
-        from lab.report import verdict_lines, write_report
-        results = compare(**given)
-        if given["plan_only"]:
-            print(results)
-            return
-        name = given["name"]
-        write_report(results, ROOT / "results" / name)
-        print(f"{verdict_lines(results)}\n\nresults/{name}/report.md has more")
+        from lab.report import claims_table, write_report
+        if results := compare(**given):
+            name = given["name"]
+            write_report(results, ROOT / "results" / name)
+            print(f"{claims_table(results)}\n\nresults/{name}/report.md has more")
     elif command == "report":
         from lab.report import write_report
         folder = ROOT / "results" / given["name"]

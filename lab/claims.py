@@ -22,8 +22,10 @@ class Arm:
     # them where the arm has a teacher.
     budget: float = 1.0
     teacher: "Arm | None" = None
-    tasks: bool = False  # whether it is fine-tuned on the preset's tasks, too
+    tasks: bool = False  # whether it is scored on the grid's tasks, too
     text: float = 0.0  # tokens of text that it reads again and again, in the same units; 0: all
+    # An arm that may stand for it where results were measured before the two parted.
+    stand_in: "Arm | None" = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Claim:
     besides: tuple[Arm, ...] = ()  # arms that are reported for reference but are in no contrast
     # How much of the gap in loss between the first and the last arm does the second close?
     gap: tuple[Arm, Arm, Arm] | None = None
+    # The last arm of the gap, trained on: was it done, or would any more steps close the gap, too?
+    trained_on: Arm | None = None
     decides: int = 1  # how many contrasts, from the first on, give the verdict
     # Whether the deciding contrasts stand in the order of their published effects, largest first.
     ranked: bool = False
@@ -58,6 +62,16 @@ class Claim:
     retains: tuple[Arm, Arm, float] | None = None
     # An arm whose scores should beat every rule that needs no model.
     beats_floors: Arm | None = None
+    # For a row of the README: the claim as a question, and what was published in a few words, of
+    # scores in points in favour of the claim.
+    asks: str = ""
+    paper: str = ""
+
+
+def arms_of(claim: Claim) -> list[Arm]:
+    """Return the arms of a claim, each once, in the order in which it names them."""
+    contrasts = [arm for contrast in claim.contrasts for arm in (contrast.first, contrast.second)]
+    return list(dict.fromkeys([*contrasts, *claim.besides, *(claim.gap or ())]))
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,8 @@ class Grid:
     shape: str = ""  # flags that give a model its shape; students take their teacher's
     flags: str = ""
     more_seeds: int = 0  # beyond those that are asked for, of the arms in MORE_SEEDS
+    tasks: str = ""  # of pydocs, with commas between them, for the arms with tasks
+    task_seeds: int = 1  # fine-tunings of each run on each task; the score is their mean
 
 
 GRIDS = {
@@ -83,11 +99,12 @@ GRIDS = {
     # this size hardly beat chance there, and filling its blanks would take four minutes.
     "quick": Grid("tiny", layers=2, tokens=1_600_000, student=1 / 3,
                   shape="--vocab-size 2048 --initializer-range 0.08", flags="--seq-length 24 "
-                  "--batch-size 32 --eval-targets 10000 --tasks library,word-order"),
+                  "--batch-size 32 --eval-targets 10000", tasks="library,word-order"),
     # `make all GRID=full`: the published run. A teacher of four layers is clearly better than one
     # of two here, so a student has something to lose; 10 million tokens are five epochs of pydocs.
     "full": Grid("tiny", layers=4, tokens=10_000_000, student=1 / 4, more_seeds=2,
-                 flags="--seq-length 64 --batch-size 32 --learning-rate 0.002 --task-seeds 2"),
+                 flags="--seq-length 64 --batch-size 32 --learning-rate 0.002",
+                 tasks="library,word-order,halves", task_seeds=2),
 }
 
 PAIRS_LOSS = "segment-pair.mlm_loss"
@@ -109,20 +126,29 @@ HALF_DEPTH = Arm("RoBERTa, half the layers", flags="--num-hidden-layers {half}",
 
 # Segment pairs as BERT has them, but nothing to learn from them except the masked words.
 WITHOUT_NSP = Arm("BERT without the NSP loss", "train_bert", "--no-nsp", tasks=True)
-DOCUMENTS = Arm("document sentences", flags="--input-format doc-sentences", budget=0.5)
-
 HALF_STEPS = Arm("RoBERTa, half the steps", budget=0.5)
 QUARTER_STEPS = Arm("RoBERTa, a quarter of the steps", budget=0.25)
+
+# RoBERTa's recipe by BERT's script, which has the switches that train_roberta.py does without. Such
+# a network has BERT's two token types, so these arms are compared with each other only. The arms
+# that were published come from a time when train_roberta.py had the switches, too.
+_SENTENCES = ("--input-format full-sentences --no-nsp --masking dynamic --adam-beta2 0.98 "
+              "--max-grad-norm 0")
+SENTENCES = Arm("full sentences", "train_bert", _SENTENCES, budget=0.5, stand_in=HALF_STEPS)
+DOCUMENTS = Arm("document sentences", "train_bert", f"{_SENTENCES} --input-format doc-sentences",
+                budget=0.5)
 
 # Slices are given in tokens and not in shares, so that they are read equally often on any corpus.
 # Paper: Liu et al. 2019, section 4.1: ten masks in 40 epochs, so that each mask is seen four times.
 EPOCHS = 40
 SLICE = 0.5 / EPOCHS  # for runs of half the budget
-_STATIC = "--masking static --static-masks"
-DYNAMIC = Arm("dynamic masks, small slice", budget=0.5, text=SLICE)
-STATIC_10 = Arm("ten static masks, small slice", flags=f"{_STATIC} 10", budget=0.5, text=SLICE)
-STATIC_1 = Arm("one static mask, small slice", flags=f"{_STATIC} 1", budget=0.5, text=SLICE)
-FOUR_SLICES = Arm("four times the small slice", budget=0.5, text=4 * SLICE)
+_STATIC = f"{_SENTENCES} --masking static --static-masks"
+DYNAMIC = Arm("dynamic masks, small slice", "train_bert", _SENTENCES, budget=0.5, text=SLICE)
+STATIC_10 = Arm("ten static masks, small slice", "train_bert", f"{_STATIC} 10", budget=0.5,
+                text=SLICE)
+STATIC_1 = Arm("one static mask, small slice", "train_bert", f"{_STATIC} 1", budget=0.5, text=SLICE)
+FOUR_SLICES = Arm("four times the small slice", "train_bert", _SENTENCES, budget=0.5,
+                  text=4 * SLICE)
 
 DISTILROBERTA = Arm("DistilRoBERTa", "distill", teacher=ROBERTA, tasks=True)
 # Paper: DistilBERT, section 3, is trained on the text that BERT was trained on, as it is here.
@@ -170,14 +196,16 @@ CLAIMS = (
         "BERT Table 1: 79.6 GLUE against 71.0 of a bidirectional LSTM with ELMo",
         "Their models have 110 million parameters, 3.3 billion words and tasks that people wrote; "
         "ours a hundredth of the parameters, a thousandth of the words, and tasks that are made of "
-        "the same text.", beats_floors=ROBERTA),
+        "the same text.", beats_floors=ROBERTA,
+        asks="Does pretraining pay on a task?", paper="+8.6 points"),
     Claim("capacity", "halving the layers costs something", (
         Contrast(ROBERTA, HALF_DEPTH, "better"),
         Contrast(ROBERTA, HALF_DEPTH, "better", 0.01, TASKS)),
         "DistilBERT Table 1: its six layers have 77.0 GLUE, BERT's twelve 79.5",
         "The published student was taught and its teacher trained far longer; here both networks "
         "are trained alike, from random weights and without a teacher, and differ in depth alone.",
-        (UNTRAINED, UNTRAINED_HALF)),
+        (UNTRAINED, UNTRAINED_HALF),
+        asks="Does halving the layers cost anything?", paper="+2.5 points"),
     Claim("nsp", "dropping NSP loses nothing", (
         Contrast(WITHOUT_NSP, BERT, "no worse", measure=PAIRS_LOSS),
         Contrast(WITHOUT_NSP, BERT, "no worse", 0.01, TASKS),
@@ -185,26 +213,29 @@ CLAIMS = (
         Contrast(ROBERTA, BERT, "no worse", measure=PAIRS_LOSS),
         Contrast(ROBERTA, WITHOUT_NSP, "no worse"),
         Contrast(ROBERTA, WITHOUT_NSP, "no worse", measure=PAIRS_LOSS),
-        Contrast(DOCUMENTS, HALF_STEPS, "no worse")),
+        Contrast(DOCUMENTS, SENTENCES, "no worse")),
         "RoBERTa Table 2, full sentences against NSP: +0.4 SQuAD 2.0, +0.7 MNLI, -0.4 SST-2",
         "Theirs are scores of fine-tuned tasks after a million steps; ours is first of all the "
         "loss, early in training, when two fragments of text in a short sequence are harder to "
         "learn from than one. Between RoBERTa's full sentences and BERT's pairs Adam's beta 2, the "
         "clipping of gradients and, from the eleventh epoch on, the masks differ, too.",
-        learns_nsp=BERT),
+        learns_nsp=BERT,
+        asks="Is a model without NSP as good?", paper="-0.4 to +0.7 points"),
     Claim("masking", "static masks are wasteful, dynamic ones are not", (
         Contrast(DYNAMIC, STATIC_10, "better"), Contrast(DYNAMIC, STATIC_1, "better")),
         "RoBERTa Table 1, ten static masks against dynamic: +0.4 SQuAD 2.0, -0.3 MNLI, +0.4 SST-2",
         "As in RoBERTa's comparison each of ten masks is seen four times. Theirs are scores of "
         "tasks after 40 epochs of 16 GB, ours the loss after 40 epochs of a text so small that a "
-        "model can learn it by heart. Nobody published the arm with a single mask."),
+        "model can learn it by heart. Nobody published the arm with a single mask.",
+        asks="Are dynamic masks better than ten?", paper="-0.3 to +0.4 points"),
     Claim("data", "BERT was undertrained: more text helps", (
-        Contrast(HALF_STEPS, DYNAMIC, "better", name="all of the text against the small slice"),
-        Contrast(HALF_STEPS, FOUR_SLICES, "better",
+        Contrast(SENTENCES, DYNAMIC, "better", name="all of the text against the small slice"),
+        Contrast(SENTENCES, FOUR_SLICES, "better",
                  name="all of the text against four times the small slice")),
         "RoBERTa Table 4, ten times the text at equal steps: +0.3 MNLI, +0.3 SST-2, large model",
         "Their smaller text has 16 GB, which a model cannot learn by heart in 100,000 steps; our "
-        "smallest slice is read 40 times."),
+        "smallest slice is read 40 times.",
+        asks="Does more text help?", paper="+0.3 points"),
     Claim("steps", "and longer training helps", (
         Contrast(ROBERTA, HALF_STEPS, "better", apart="tokens",
                  name="4 times the fewest steps against 2 times"),
@@ -212,7 +243,8 @@ CLAIMS = (
                  name="2 times the fewest steps against the fewest")),
         "RoBERTa Table 4, five times the steps: +0.9 MNLI, +0.8 SST-2, large model",
         "Their 100,000 steps of 8,000 sequences are far beyond ours, where the loss falls faster, "
-        "and scores of tasks move less than the loss."),
+        "and scores of tasks move less than the loss.",
+        asks="Do more steps help?", paper="+0.8 to +0.9 points"),
     Claim("distill", "soft targets beat the same student without a teacher", (
         Contrast(SOFT, HARD, "better"),
         Contrast(DISTILROBERTA, HARD_LAYERS, "better"),
@@ -222,7 +254,9 @@ CLAIMS = (
         "DistilBERT Table 4: -2.96 GLUE without soft targets, -3.69 from random weights",
         "DistilBERT's students were trained for 90 hours on eight GPUs, where hard labels alone "
         "go far, too; ours are trained briefly, where a teacher's head start is most of the way.",
-        (TRAINED_ON, ROBERTA, UNTRAINED_HALF), (HARD, SOFT, ROBERTA), decides=2),
+        (TRAINED_ON, ROBERTA, UNTRAINED_HALF), (HARD, SOFT, ROBERTA), decides=2,
+        trained_on=TRAINED_ON,
+        asks="Do soft targets help a student?", paper="+3.0 points"),
     Claim("soft", "soft targets contain almost all the knowledge", (
         Contrast(SOFT_SLICE, HARD_SLICE, "better"), Contrast(SOFT_SLICE, SOFT_ONLY, "no worse"),
         Contrast(SOFT_SLICE, HARD, "no worse")),
@@ -230,7 +264,8 @@ CLAIMS = (
         "Theirs is the accuracy of speech frames after full training, with early stopping for the "
         "hard targets; ours the loss after a fixed and small number of steps. In both, the teacher "
         "saw all of the data.",
-        (ROBERTA,), (HARD_SLICE, SOFT_SLICE, ROBERTA)),
+        (ROBERTA,), (HARD_SLICE, SOFT_SLICE, ROBERTA),
+        asks="Do soft targets help on 3 % of the text?", paper="+12.5 points, in speech"),
     Claim("terms", "every term of DistilBERT's loss helps: soft targets most, hard labels least", (
         *(Contrast(DISTILROBERTA, arm, "better") for arm in TERMS),
         *(Contrast(DISTILROBERTA, arm, "better", measure=KL_TO_TEACHER) for arm in TERMS),
@@ -238,17 +273,20 @@ CLAIMS = (
         "DistilBERT Table 4, GLUE without it: -2.96 soft targets, -1.46 cosine, -0.31 hard labels",
         "Our student starts from its teacher's layers and is trained for a short time. Of the "
         "measures, the loss is what the hard labels teach, and the KL to the teacher what the soft "
-        "targets teach, so the two favour different terms.", decides=9, ranked=True),
+        "targets teach, so the two favour different terms.", decides=9, ranked=True,
+        asks="Does DistilBERT need soft targets?", paper="+3.0 points"),
     Claim("retain", "the student keeps 97 % of what its teacher can, at 60 % of its size", (
         Contrast(DISTILROBERTA, ROBERTA, "no worse", 0.01, TASKS, apart="tokens"),),
         "DistilBERT: 97 % of BERT's GLUE score (77.0 of 79.5), 40 % smaller, 60 % faster",
         "The published share is one of raw scores, which a model that guesses has a good part of; "
         "ours is counted above the score of the most frequent answer.",
-        (UNTRAINED, UNTRAINED_HALF), retains=(DISTILROBERTA, ROBERTA, 0.97)),
+        (UNTRAINED, UNTRAINED_HALF), retains=(DISTILROBERTA, ROBERTA, 0.97),
+        asks="What share of a score does a student keep?", paper="97 %"),
     Claim("stack", "RoBERTa and DistilBERT solve different problems, so they combine", (
         Contrast(DISTILROBERTA, DISTILBERT, "better"), Contrast(ROBERTA, BERT, "better")),
         "GLUE: BERT 79.5, DistilBERT 77.0; RoBERTa 83.2, DistilRoBERTa 79.0",
         "The published models differ in text, tokenizer and length of training at once; ours in "
         "what the scripts' defaults say, and read the same text.",
-        (UNTRAINED, UNTRAINED_HALF)),
+        (UNTRAINED, UNTRAINED_HALF),
+        asks="Is DistilRoBERTa the better student?", paper="+2.0 points"),
 )

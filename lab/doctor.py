@@ -6,7 +6,6 @@ may be found.
 """
 import json
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 
 from minibert.errors import UserError
 from minibert.files.run_folder import ROOT, read_json
-from minibert.tools.walk import read_flags
 
 PUBLISHED = ROOT / "results" / "cpu"
 WIDTH, HEIGHT = 72, 14  # of the picture, in characters
@@ -84,14 +82,12 @@ def nearest_arm(script: str, settings: dict[str, Any]) -> dict[str, Any]:
     its name, its corpus, and as `apart` the settings that differ, as it has them.
     """
     found = []
-    for claim in read_json(PUBLISHED / "results.json", "is missing; copy it again")["claims"]:
-        for name, arm in claim.get("arms", {}).items():
-            _, its_script, *flags = shlex.split(arm["command"])
-            if its_script == f"{script}.py" and arm["steps"]:
-                run, other = read_flags(script, flags)
-                apart = {key: value for key, value in {**vars(run), **vars(other)}.items()
-                         if key not in PASSED_OVER and settings.get(key, value) != value}
-                found.append({**arm, "name": name, "corpus": run.corpus, "apart": apart})
+    for name, arm in read_json(PUBLISHED / "results.json", "is missing; copy it again")[
+            "arms"].items():
+        if arm["script"] == script and arm["steps"]:
+            apart = {key: value for key, value in arm["settings"].items()
+                     if key not in PASSED_OVER and settings.get(key, value) != value}
+            found.append({**arm, "name": name, "apart": apart})
     return min(found, key=lambda arm: (len(arm["apart"]), abs(arm["steps"] - settings["steps"])))
 
 

@@ -5,6 +5,7 @@ axis is linear: a value that runs off it is an arrowhead at the edge, and its nu
 right. Marks differ in shape and in lightness, so that they can be told apart in grey, too.
 """
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 
 from lab.claims import KL_TO_TEACHER, PAIRS_LOSS, TASKS
-from lab.judge import losses
+from lab.judge import Arms, Effect, Finding
+from lab.measure import losses
 
 RING = {"marker": "o", "color": "#08306b", "markerfacecolor": "none"}
 MARKS = {"held-out": RING, "in pairs": {"marker": "s", "color": "0.5"},
@@ -31,13 +33,13 @@ CURVES = {"RoBERTa": "healthy:\nboth losses stay together",
           "RoBERTa, half the steps": "stopped early:\nboth losses still fall"}
 
 
-def draw_all(results: dict[str, Any], log: list[dict[str, Any]], folder: Path) -> list[str]:
+def draw_all(findings: list[Finding], log: list[dict[str, Any]], folder: Path) -> list[str]:
     """Draw each claim, all verdicts and some curves as NAME.png in a folder; return the names.
 
-    results, log: the content of results.json and logs.jsonl.
+    log: the lines of logs.jsonl.
     """
-    trained = [claim for claim in results["claims"] if "arms" in claim]
-    drawn = {claim["id"]: draw(claim) for claim in trained}
+    trained = [finding for finding in findings if finding.effects]
+    drawn = {finding.claim.id: draw(finding) for finding in trained}
     if trained:
         drawn["verdicts"] = draw_verdicts(trained)
     if any(line["arm"] in CURVES for line in log):
@@ -47,31 +49,32 @@ def draw_all(results: dict[str, Any], log: list[dict[str, Any]], folder: Path) -
     return list(drawn)
 
 
-def draw(claim: dict[str, Any]) -> Figure:
-    """A claim's losses by arm, and its paired gains by unit."""
+def draw(finding: Finding) -> Figure:
+    """Draw a claim's losses by arm, and its paired gains by unit."""
     panels = []
-    for unit, some in _by_unit(claim["contrasts"]).items():
+    for unit, effects in _by_unit(finding.effects).items():
         if unit == "nats":
-            panels.append((0.4 * len(claim["arms"]), _draw_arms, claim["arms"], some))
-        names = [one["name"].replace(" against ", "\nagainst ") + LABELS.get(one["measure"], "")
-                 for one in some]
-        panels.append((0.6 * len(some), _draw_gains, unit, some, names))
-    return _draw_panels(panels, f"Claim: {claim['says']}\nVerdict: {claim['verdict']}")
+            panels.append((0.4 * len(finding.arms), _draw_arms, finding.arms, effects))
+        names = [effect.name.replace(" against ", "\nagainst ")
+                 + LABELS.get(effect.contrast.measure, "") for effect in effects]
+        panels.append((0.6 * len(effects), _draw_gains, unit, effects, names))
+    return _draw_panels(panels, f"Claim: {finding.claim.says}\nVerdict: {finding.verdict}")
 
 
-def draw_verdicts(claims: list[dict[str, Any]]) -> Figure:
-    """All claims on one page, by unit: the gain of each one's first contrast, and its verdict."""
+def draw_verdicts(findings: list[Finding]) -> Figure:
+    """Draw all claims on one page, by unit: the gain of each one's first contrast, its verdict."""
     # The claim's verdict in place of the contrast's, because several contrasts may decide.
-    firsts = [{**claim["contrasts"][0], "verdict": claim["verdict"], "says": claim["says"]}
-              for claim in claims]
-    return _draw_panels([(0.8 * len(some), _draw_gains, unit, some, [
-        textwrap.fill(one["says"], 38) + "\n" + textwrap.fill(f"({one['name']})", 48)
-        for one in some])
-        for unit, some in _by_unit(firsts).items()], "What is claimed, and what was found")
+    firsts = [replace(finding.effects[0], verdict=finding.verdict) for finding in findings]
+    says = {id(effect): f"{textwrap.fill(finding.claim.says, 38)}\n"
+            f"{textwrap.fill(f'({effect.name})', 48)}"
+            for effect, finding in zip(firsts, findings)}
+    return _draw_panels([
+        (0.8 * len(effects), _draw_gains, unit, effects, [says[id(effect)] for effect in effects])
+        for unit, effects in _by_unit(firsts).items()], "What is claimed, and what was found")
 
 
 def draw_curves(log: list[dict[str, Any]]) -> Figure:
-    """Training losses (crosses) and held-out losses (rings) along some arms' runs, all seeds.
+    """Draw training losses (crosses) and held-out losses (rings) along some arms' runs, all seeds.
 
     log: the lines of logs.jsonl, with an arm of CURVES at least.
     """
@@ -82,8 +85,8 @@ def draw_curves(log: list[dict[str, Any]]) -> Figure:
         own = [line for line in log if line["arm"] == arm]
         training = [(line["step"], line["mlm"]) for line in own if "mlm" in line]
         evals = [(line["step"], line["eval"]["mlm_loss"]) for line in own if "eval" in line]
-        for kind, size, found in (("training", 2, training), ("held-out", 6, evals)):
-            plot.plot(*zip(*found), linestyle="none", markersize=size, label=kind, **MARKS[kind])
+        for kind, size, points in (("training", 2, training), ("held-out", 6, evals)):
+            plot.plot(*zip(*points), linestyle="none", markersize=size, label=kind, **MARKS[kind])
         for unigram in {line["eval"]["unigram_entropy"] for line in own if "eval" in line}:
             plot.axhline(unigram, linestyle=":", color="black", label="unigram entropy")
         plot.set(title=f"{CURVES[arm]}\n({arm})", xlabel="steps")
@@ -115,10 +118,10 @@ def save(figure: Figure, path: Path) -> None:
     imsave(path, np.round(15 * imread(path)[..., :3]) / 15, metadata={"Software": None})
 
 
-def _by_unit(contrasts: list[dict[str, Any]]) -> dict[str, list[dict]]:
+def _by_unit(effects: list[Effect]) -> dict[str, list[Effect]]:
     """The contrasts whose gains may share an axis."""
-    points = [one for one in contrasts if one["measure"] == TASKS]
-    nats = [one for one in contrasts if one not in points]
+    points = [effect for effect in effects if effect.contrast.measure == TASKS]
+    nats = [effect for effect in effects if effect.contrast.measure != TASKS]
     return {unit: some for unit, some in (("nats", nats), ("points", points)) if some}
 
 
@@ -136,44 +139,45 @@ def _rows(plot: Any, names: list[str], says: list[str], measured: str) -> None:
     plot.set_yticks(range(len(names)), names, fontsize=9)
     plot.set(ylim=(len(names) - 0.5, -0.5), xlabel=measured)
     right = plot.secondary_yaxis("right")
-    right.set_yticks(range(len(says)), [textwrap.fill(one, 34) for one in says], fontsize=9)
+    right.set_yticks(range(len(says)), [textwrap.fill(line, 34) for line in says], fontsize=9)
     right.tick_params(length=0)
     right.spines["right"].set_visible(False)
 
 
-def _draw_arms(plot: Any, arms: dict[str, dict], contrasts: list[dict]) -> None:
+def _draw_arms(plot: Any, arms: Arms, effects: list[Effect]) -> None:
     """Each arm's losses, a mark for each seed, and their means at the right."""
-    pairs = any(one["measure"] == PAIRS_LOSS for one in contrasts)
+    pairs = any(effect.contrast.measure == PAIRS_LOSS for effect in effects)
     says = []
     for row, arm in enumerate(arms.values()):
-        found = {"held-out": losses(arm)}
-        found |= {"in pairs": losses(arm, "segment-pair")} if pairs else {}
-        found |= {"training": arm["train_loss"]}
+        shown = {"held-out": losses(arm)}
+        shown |= {"in pairs": losses(arm, "segment-pair")} if pairs else {}
+        shown |= {"training": arm["train_loss"]}
         unigram = arm["full-sentences"][0]["unigram_entropy"]
-        for shift, kind in zip(np.linspace(-0.15, 0.15, len(found)), found):
-            _mark(plot, found[kind], row + shift, unigram + 1, kind)
-        says.append(", ".join(f"{kind} {np.mean(found[kind]):.2f}" for kind in found))
-        if np.mean(found["training"]) < unigram < np.mean(found["held-out"]):
+        for shift, kind in zip(np.linspace(-0.15, 0.15, len(shown)), shown):
+            _mark(plot, shown[kind], row + shift, unigram + 1, kind)
+        says.append(", ".join(f"{kind} {np.mean(shown[kind]):.2f}" for kind in shown))
+        if np.mean(shown["training"]) < unigram < np.mean(shown["held-out"]):
             says[-1] += ": memorised"  # new text is harder for it than for counts of words
     plot.axvline(unigram, linestyle=":", color="black", label="unigram entropy")
     _rows(plot, list(arms), says, "loss, nats per masked token (less is better)")
 
 
-def _draw_gains(plot: Any, unit: str, contrasts: list[dict], names: list[str]) -> None:
+def _draw_gains(plot: Any, unit: str, effects: list[Effect], names: list[str]) -> None:
     """Each seed's gain, the mean with its 95 % interval, and the verdict at the right."""
     (scale, limit, gained), says = UNITS[unit], []
-    for row, one in enumerate(contrasts):
-        plot.fill_betweenx([row - 0.3, row + 0.3], -scale * one["margin"], scale * one["margin"],
-                           color="0.88", label="margin: less is too small to matter")
-        # The band shows the margin, and the report has the reasons of a refusal.
-        short = one["verdict"].split(" beyond")[0].split(" (")[0]
-        says.append(short + ", early" * ("(early)" in one["verdict"]))
-        if one["gains"]:
-            says[-1] = f"{scale * one['gain']:+.{2 if scale == 1 else 1}f} {unit}, {says[-1]}"
-            found = [scale * one[key] for key in ("low", "gain", "high")]
-            plot.plot(np.clip(found, -limit, limit), [row] * 3, "|-", color="black",
+    for row, effect in enumerate(effects):
+        margin, verdict = scale * effect.contrast.margin, effect.verdict
+        plot.fill_betweenx([row - 0.3, row + 0.3], -margin, margin, color="0.88",
+                           label="margin: less is too small to matter")
+        # The band shows the margin, and the report has the reasons, but for what a mixture is of.
+        short = str(verdict) if verdict.kind == "mixed" else verdict.kind
+        says.append(short + ", early" * verdict.early)
+        if effect.gains:
+            says[-1] = f"{scale * effect.gain:+.{2 if scale == 1 else 1}f} {unit}, {says[-1]}"
+            ends = [scale * value for value in (effect.low, effect.gain, effect.high)]
+            plot.plot(np.clip(ends, -limit, limit), [row] * 3, "|-", color="black",
                       markersize=12, label="mean with its 95 % interval")
-            _mark(plot, [scale * gain for gain in one["gains"]], row, limit, "gain of a seed")
+            _mark(plot, [scale * gain for gain in effect.gains], row, limit, "gain of a seed")
     plot.axvline(0, color="grey", linewidth=0.8)
     plot.annotate("first arm better", (0, 1), xycoords=plot.get_xaxis_transform(), va="bottom",
                   xytext=(12, 6), textcoords="offset points", fontsize=9,

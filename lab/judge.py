@@ -1,16 +1,18 @@
-"""What finished runs say about a claim: paired intervals, verdicts, and the rules of comparing.
+"""What measurements say about a claim: paired intervals, verdicts, and the rules of comparing.
 
 The rules that a comparison must meet are enforced here, and each says why it was not met: one
 evaluation set, equal tokens, paired seeds, runs that have left the plateau, and an effect that is
-larger than what the runs were still gaining when they ended.
+larger than what the runs were still gaining when they ended. Nothing here is stored: a verdict is
+made of results.json whenever it is shown.
 """
-import json
-from pathlib import Path
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from lab.claims import KL_TO_TEACHER, PAIRS_LOSS, TASKS, Arm, Claim, Contrast
+from lab.claims import TASKS, Arm, Claim, Contrast, arms_of
+from lab.measure import losses
 from minibert.errors import UserError
 from minibert.tasks.tasks import FLOORS
 
@@ -20,30 +22,62 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 # no context: one target in five is not shown as [MASK], and half of those are shown as they are.
 PLATEAU = 0.5
 UNEQUAL = 0.01  # share by which the tokens of two arms may differ
-LAST_FIFTH = 0.8  # the share of the steps after which the last fifth begins
 RETAIN_MARGIN = 0.03  # a share of the teacher's score that is too small to matter
 LEARNED_TASK = 0.02  # above the most frequent answer: a teacher's lower score is not shared out
 FLOOR_MARGIN = 0.03  # by which a fine-tuned model has to beat each floor of a task
 
-Results = dict[Arm, list[dict[str, Any]]]  # what `metrics_of` returns, for each seed of an arm
+Arms = dict[str, dict[str, Any]]  # what `measure` returns of each arm, by its name
 
 
-def metrics_of(out: Path) -> dict[str, Any]:
-    """Return metrics.json of a run, with what its log adds.
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of a contrast or a claim."""
+    kind: str  # holds, contradicted, no difference, inconclusive, mixed or refused
+    reason: str = ""  # why it is open, what counts as no difference, or how a mixture is made up
+    early: bool = False  # longer runs may decide otherwise
 
-    curve: (step, held-out loss) along the run. epochs: how many it began. train_loss: the mean of
-    the last tenth. last_fifth: nats that the last fifth of its steps still gained.
-    """
-    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    log = [json.loads(line) for line in (out / "log.jsonl").open(encoding="utf-8")]
-    curve = [(line["step"], line["eval"]["mlm_loss"]) for line in log if "eval" in line]
-    final = metrics["full-sentences"]["mlm_loss"]
-    # A run of no steps has logged nothing; its only loss is that of its initial weights.
-    losses = [line["mlm"] for line in log if "mlm" in line] or [final]
-    before = np.interp(LAST_FIFTH * metrics["steps"], *zip(*curve)) if curve else final
-    return {**metrics, "train_loss": float(np.mean(losses[-max(1, len(losses) // 10):])),
-            "curve": curve, "epochs": 1 + max((line.get("epoch", 0) for line in log), default=0),
-            "last_fifth": float(before) - final}
+    def __str__(self) -> str:
+        """In words.
+
+        >>> str(Verdict("no difference", "±0.05", early=True)), str(Verdict("refused", "too short"))
+        ('no difference beyond ±0.05 (early)', 'refused: too short')
+        """
+        form = {"no difference": "{} beyond {}", "inconclusive": "{} ({})"}.get(self.kind, "{}: {}")
+        says = form.format(self.kind, self.reason) if self.reason else self.kind
+        return says + " (early)" * self.early
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A contrast that was judged: the first arm's gains by seed, their mean and its interval."""
+    contrast: Contrast
+    verdict: Verdict
+    gains: list[float] = field(default_factory=list)  # none where it was refused
+    gain: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    means: tuple[float, ...] = ()  # of the two arms, over the seeds that both have
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+        first, second = self.contrast.first.name, self.contrast.second.name
+        return self.contrast.name or f"{first} against {second}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim that was judged, and what it asks for besides its contrasts."""
+    claim: Claim
+    verdict: Verdict
+    effects: list[Effect] = field(default_factory=list)
+    arms: Arms = field(default_factory=dict)  # the measurements of its arms
+    gap: list[float] = field(default_factory=list)  # the share that is closed, by seed
+    # Nats that the gap's teacher gains when it is trained on, and that the untaught are behind it.
+    trained_on: tuple[float, float] | None = None
+    retained: dict[str, list[float]] = field(default_factory=dict)  # shares by task, by seed
+    floors: list[tuple[str, float, str, float, bool]] = field(default_factory=list)
+    reversed: list[str] = field(default_factory=list)  # measures by which effects rank in reverse
 
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
@@ -61,16 +95,17 @@ def interval(differences: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def verdict(question: str, low: float, high: float, margin: float, unit: str = "") -> str:
-    """Return what an interval of the first arm's gain says; the margin was fixed before.
+def verdict(question: str, low: float, high: float, margin: float) -> str:
+    """Return the kind of verdict that an interval of the first arm's gain gives.
 
+    The margin was fixed before, in the units of the gain.
     >>> verdict("better", 0.1, 0.2, 0.05), verdict("better", -0.03, 0.04, 0.05)
-    ('holds', 'no difference beyond ±0.05')
+    ('holds', 'no difference')
     >>> verdict("no worse", -0.04, 0.2, 0.05), verdict("no worse", -0.2, 0.2, 0.05)
     ('holds', 'inconclusive')
     """
     if -margin < low and high < margin:
-        return f"no difference beyond ±{margin:g}{unit}"
+        return "no difference"
     if low > (margin if question == "better" else -margin):
         return "holds"
     if high < (0 if question == "better" else -margin):
@@ -78,237 +113,206 @@ def verdict(question: str, low: float, high: float, margin: float, unit: str = "
     return "inconclusive"
 
 
-def measured(metrics: dict[str, Any], measure: str) -> float:
-    """Return a run's loss in nats, or its mean score above the most frequent answer's."""
-    if measure == TASKS:
-        return float(np.mean([task["score"] - task["majority"]
-                              for task in metrics["tasks"].values()]))
-    kind, name = measure.split(".")
-    return metrics[kind][name]
+def above_majority(tasks: dict[str, dict]) -> float:
+    """Return the mean score (0 to 1) of a run's tasks above that of the most frequent answer."""
+    return float(np.mean([task["score"] - task["majority"] for task in tasks.values()]))
 
 
-def judge(contrast: Contrast, results: Results) -> dict[str, Any]:
-    """Judge one contrast: gains by seed, their interval, the verdict.
-
-    Arms that may not be compared give no gains, and the verdict says why.
-    """
-    arms = (contrast.first, contrast.second)
-    summary = {"name": contrast.name or f"{arms[0].name} against {arms[1].name}",
-               "first": arms[0].name, "second": arms[1].name, "question": contrast.question,
-               "measure": contrast.measure, "margin": contrast.margin}
-    if why := refusal(contrast, results):
-        return {**summary, "gains": [], "verdict": f"refused: {why}"}
-    # Where one arm has more seeds than the other, those that both have are paired.
-    pairs = list(zip(*([measured(metrics, contrast.measure) for metrics in results[arm]]
-                       for arm in arms)))
+def judge(contrast: Contrast, arms: Arms) -> Effect:
+    """Judge one contrast. Arms that may not be compared give no gains, and the verdict says why."""
+    both = [arms[contrast.first.name], arms[contrast.second.name]]
+    if why := refusal(contrast, arms):
+        return Effect(contrast, Verdict("refused", why))
+    kind, _, name = contrast.measure.partition(".")
+    values = [[above_majority(tasks) for tasks in arm["tasks"]] if contrast.measure == TASKS
+              else [scores[name] for scores in arm[kind]] for arm in both]
+    pairs = list(zip(*values))  # of an arm with more seeds, those that the other has, too
     sign = 1 if contrast.measure == TASKS else -1  # a score should be high, a loss low
     gains = [sign * (first - second) for first, second in pairs]
-    mean, low, high = interval(gains)
+    gain, low, high = interval(gains)
     scale, unit = (100, " points") if contrast.measure == TASKS else (1, "")
-    says = verdict(contrast.question, scale * low, scale * high, scale * contrast.margin, unit)
+    says = verdict(contrast.question, scale * low, scale * high, scale * contrast.margin)
+    early, reason = False, ""
     if contrast.measure != TASKS:
-        last = max(np.mean([metrics["last_fifth"] for metrics in results[arm]]) for arm in arms)
-        if abs(mean) < last:
-            says += " (early)"
-        kind = contrast.measure.split(".")[0]
-        if stuck := [arm.name for arm in arms
-                     if any(on_plateau(metrics, kind) for metrics in results[arm])]:
-            says = f"inconclusive (on the plateau: {', '.join(stuck)})"
-    if says == "inconclusive":
-        says += f" ({len(gains)} seeds tell it to ±{scale * (high - low) / 2:.2g}{unit})"
-    return {**summary, "gains": gains, "gain": mean, "low": low, "high": high, "verdict": says,
-            "means": [float(np.mean(values)) for values in zip(*pairs)]}
+        early = abs(gain) < max(float(np.mean(arm["last_fifth"])) for arm in both)
+    if says == "no difference":
+        reason = f"±{scale * contrast.margin:g}{unit}"
+    elif says == "inconclusive" and not early:
+        reason = f"{len(gains)} seeds tell it to ±{scale * (high - low) / 2:.2g}{unit}"
+    if contrast.measure != TASKS:
+        if stuck := [arm.name for arm in (contrast.first, contrast.second)
+                     if on_plateau(arms[arm.name], kind)]:
+            says, reason, early = "inconclusive", f"on the plateau: {', '.join(stuck)}", False
+    return Effect(contrast, Verdict(says, reason, early), gains, gain, low, high,
+                  tuple(float(np.mean(side)) for side in zip(*pairs)))
 
 
-def in_words(contrast: dict[str, Any]) -> str:
-    """Return a contrast's effect with its unit and what it stands for.
-
-    >>> in_words({"measure": "full-sentences.mlm_loss", "gains": [0.28], "gain": 0.28, "low": 0.2,
-    ...           "high": 0.36, "means": [3.53, 3.81]})
-    '+0.280 nats [+0.200, +0.360], a perplexity of 34 against 45'
-    >>> in_words({"measure": "tasks", "gains": [0.031], "gain": 0.031, "low": 0.01, "high": 0.052,
-    ...           "means": [0.25, 0.219]})
-    '+3.1 points [+1.0, +5.2], 25.0 against 21.9 above the most frequent answer'
-    """
-    if not contrast["gains"]:
-        return "not compared"
-    first, second = contrast["means"]
-    scale, digits, unit = (100, 1, "points") if contrast["measure"] == TASKS else (1, 3, "nats")
-    gain, low, high = (f"{scale * contrast[key]:+.{digits}f}" for key in ("gain", "low", "high"))
-    effect = f"{gain} {unit} [{low}, {high}]"
-    if contrast["measure"] == TASKS:
-        return (f"{effect}, {100 * first:.1f} against {100 * second:.1f} above the most frequent "
-                "answer")
-    if contrast["measure"] == KL_TO_TEACHER:
-        return f"{effect}, {first:.3f} against {second:.3f} nats away from the teacher"
-    return f"{effect}, a perplexity of {np.exp(first):.0f} against {np.exp(second):.0f}"
-
-
-def refusal(contrast: Contrast, results: Results) -> str:
+def refusal(contrast: Contrast, arms: Arms) -> str:
     """Return why the arms of a contrast may not be compared at all; "" where they may."""
-    first, second = contrast.first, contrast.second
+    names = first, second = contrast.first.name, contrast.second.name
     if contrast.measure == TASKS:
-        for arm in (first, second):
-            if not all(metrics["tasks"] for metrics in results[arm]):
-                return f"{arm.name} was not fine-tuned on any task"
+        for name in names:
+            if not all(arms[name]["tasks"]):
+                return f"{name} was not fine-tuned on any task"
     else:
         kind = contrast.measure.split(".")[0]
-        hashes = {metrics[kind]["hash"] for metrics in results[first] + results[second]}
+        hashes = {scores["hash"] for name in names for scores in arms[name][kind]}
         if len(hashes) > 1:
-            return (f"{first.name} and {second.name} were evaluated on different sets "
+            return (f"{first} and {second} were evaluated on different sets "
                     f"({', '.join(sorted(hashes))})")
-    ours, theirs = (float(np.mean([metrics["tokens"] for metrics in results[arm]]))
-                    for arm in (first, second))
+    ours, theirs = (float(np.mean(arms[name]["tokens"])) for name in names)
     if contrast.apart != "tokens" and abs(ours / theirs - 1) > UNEQUAL:
-        return f"{first.name} saw {ours:,.0f} tokens, {second.name} {theirs:,.0f}"
+        return f"{first} saw {ours:,.0f} tokens, {second} {theirs:,.0f}"
     return ""
 
 
-def on_plateau(metrics: dict[str, Any], kind: str) -> bool:
-    """Return whether a run has learned nothing from context, on the held-out set that is compared.
+def on_plateau(arm: dict[str, Any], kind: str) -> bool:
+    """Return whether a run of an arm has learned nothing from context, on the compared set.
 
     A run that has learned its few training masks by heart has left the plateau, however badly it
     does on others.
     """
-    found = metrics[kind]
-    return min(found["mlm_loss"], metrics["train_loss"]) > found["unigram_entropy"] - PLATEAU
+    return any(min(scores["mlm_loss"], training) > scores["unigram_entropy"] - PLATEAU
+               for scores, training in zip(arm[kind], arm["train_loss"]))
 
 
-def judge_claim(claim: Claim, results: Results) -> dict[str, Any]:
+def measured_claim(claim: Claim, arms: Arms) -> Claim:
+    """Return a claim with the stand-in of each arm that was measured before the two parted."""
+    there = lambda arm: arm if arm.name in arms else arm.stand_in or arm
+    return dataclasses.replace(claim, contrasts=tuple(
+        dataclasses.replace(contrast, first=there(contrast.first), second=there(contrast.second))
+        for contrast in claim.contrasts))
+
+
+def judge_claims(claims: tuple[Claim, ...], results: dict[str, Any]) -> list[Finding]:
+    """Judge the claims that were asked for, in their order.
+
+    results: the content of results.json. A claim whose arms it lacks is passed over.
+    """
+    findings = []
+    for claim in claims:
+        claim = measured_claim(claim, results["arms"])
+        if why := results["refused"].get(claim.id):
+            findings.append(Finding(claim, Verdict("refused", why)))
+        elif claim.id not in results["left_out"] and all(
+                arm.name in results["arms"] for arm in arms_of(claim)):
+            findings.append(judge_claim(claim, results["arms"]))
+    return findings
+
+
+def judge_claim(claim: Claim, arms: Arms) -> Finding:
     """Judge all contrasts of a claim, of which the first `decides` give the verdict."""
-    contrasts = [judge(contrast, results) for contrast in claim.contrasts]
-    deciding = contrasts[:claim.decides]
-    says = [f"{one['name']}{', in pairs' * (one['measure'] == PAIRS_LOSS)}: {in_words(one)}"
-            for one in contrasts[:max(2, min(3, claim.decides))]]  # the report has all of them
-    found = dict(id=claim.id, says=claim.says, verdict=together([c["verdict"] for c in deciding]),
-                 published=claim.published, differs=claim.differs, contrasts=contrasts)
-    if claim.learns_nsp and (unlearned := nsp_unlearned(results[claim.learns_nsp])):
-        found["verdict"] = f"inconclusive: {unlearned}"
-    if claim.ranked:
-        says += reversed_rankings(deciding)
-    if claim.gap:
-        found["gap"] = gap_closed(claim.gap, results)
-        says.append(found["gap"]["says"])
+    effects = [judge(contrast, arms) for contrast in claim.contrasts]
+    deciding = effects[:claim.decides]
+    says = together([effect.verdict for effect in deciding])
+    if claim.learns_nsp and (why := nsp_unlearned(arms[claim.learns_nsp.name])):
+        says = Verdict("inconclusive", why)
+    shares = {}
     if claim.retains:
-        found["retained"] = retained(*claim.retains, results)
-        found["verdict"] = found["retained"]["verdict"]
-        says = [found["retained"]["says"]]
-    if claim.beats_floors:
-        says.append(above_floors(results[claim.beats_floors]))
-    return {**found, "found": "; ".join(says),
-            "arms": {arm.name: arm_results(arm, results[arm]) for arm in arms_of(claim)}}
+        student, teacher, share = claim.retains
+        shares = retained(arms[student.name], arms[teacher.name])
+        says = keeps(shares, share)
+    return Finding(
+        claim, says, effects, {arm.name: arms[arm.name] for arm in arms_of(claim)},
+        gap_closed(claim.gap, arms) if claim.gap else [],
+        teacher_not_done(claim, arms) if claim.trained_on else None, shares,
+        floors(arms[claim.beats_floors.name]) if claim.beats_floors else [],
+        reversed_rankings(deciding) if claim.ranked else [])
 
 
-def together(verdicts: list[str]) -> str:
+def together(verdicts: list[Verdict]) -> Verdict:
     """Return the verdict that deciding contrasts share, or how often each was given.
 
-    >>> together(["holds", "holds (early)"]), together(["holds", "inconclusive", "holds"])
-    ('holds', 'mixed: 2 of 3 hold, 1 inconclusive')
-    >>> together(["holds", "no difference beyond ±0.05", "no difference beyond ±1 points"])
-    'mixed: 1 of 3 hold, 2 no difference'
+    >>> str(together([Verdict("holds"), Verdict("holds", early=True)]))
+    'holds'
+    >>> str(together([Verdict("holds"), Verdict("no difference", "±1"), Verdict("holds")]))
+    'mixed: 2 of 3 hold, 1 no difference'
     """
     if len(verdicts) == 1:
         return verdicts[0]
-    kinds = [one.split(" (")[0].split(":")[0].split(" beyond")[0] for one in verdicts]
+    kinds = [verdict.kind for verdict in verdicts]
+    if len(set(kinds)) == 1:
+        return Verdict(kinds[0])
     counts = {kind: kinds.count(kind) for kind in kinds}
-    if len(counts) == 1:
-        return kinds[0]
     first = f"{counts.pop('holds', 0)} of {len(kinds)} hold"
-    return "mixed: " + ", ".join([first, *(f"{count} {kind}" for kind, count in counts.items())])
+    return Verdict("mixed", ", ".join([first, *(f"{count} {kind}"
+                                                for kind, count in counts.items())]))
 
 
-def nsp_unlearned(metrics: list[dict[str, Any]]) -> str:
+def nsp_unlearned(arm: dict[str, Any]) -> str:
     """Return why an arm cannot be said to have learned next sentences; "" where it can.
 
     Its accuracy has to be above that of the more frequent answer and of the pair's length alone.
-    metrics: of each seed.
     """
-    scores = [one["segment-pair"] for one in metrics]
-    accuracies = [one["nsp_accuracy"] for one in scores]
-    floors = [max(one["nsp_majority"], one["nsp_length"]) for one in scores]
-    if interval([accuracy - floor for accuracy, floor in zip(accuracies, floors)])[1] > 0:
+    pairs = arm["segment-pair"]
+    accuracies = [scores["nsp_accuracy"] for scores in pairs]
+    without = [max(scores["nsp_majority"], scores["nsp_length"]) for scores in pairs]
+    if interval([accuracy - floor for accuracy, floor in zip(accuracies, without)])[1] > 0:
         return ""
-    return (f"NSP was not learned here (accuracy {np.mean(accuracies):.3f}, "
-            f"{np.mean(floors):.3f} without reading)")
+    return (f"NSP was not learned here: accuracy {np.mean(accuracies):.3f}, "
+            f"{np.mean(without):.3f} without reading")
 
 
-def reversed_rankings(contrasts: list[dict[str, Any]]) -> list[str]:
-    """Return a sentence for each measure on which the published order of effects is reversed."""
-    says = []
-    for measure in dict.fromkeys(one["measure"] for one in contrasts):
-        gains = [one["gain"] for one in contrasts if one["measure"] == measure and one["gains"]]
+def reversed_rankings(effects: list[Effect]) -> list[str]:
+    """Return the measures on which the published order of effects, largest first, is reversed."""
+    measures = []
+    for measure in dict.fromkeys(effect.contrast.measure for effect in effects):
+        gains = [effect.gain for effect in effects
+                 if effect.contrast.measure == measure and effect.gains]
         if len(gains) > 1 and gains == sorted(gains):
-            says.append(f"by {measure} the effects rank in the reverse of the published order, "
-                        "which is not reproduced here")
-    return says
+            measures.append(measure)
+    return measures
 
 
-def gap_closed(gap: tuple[Arm, Arm, Arm], results: Results) -> dict[str, Any]:
-    """Return the share of the loss between the first arm and the last that the second saves."""
-    worst, between, best = ([metrics["full-sentences"]["mlm_loss"] for metrics in results[arm]]
-                            for arm in gap)
-    shares = [(a - b) / (a - c) for a, b, c in zip(worst, between, best)]
-    mean, low, high = interval(shares)
-    return {"shares": shares, "says": f"{gap[1].name} closes {mean:.0%} [{low:.0%}, {high:.0%}] of "
-            f"the gap from {gap[0].name} to {gap[2].name}"}
+def gap_closed(gap: tuple[Arm, Arm, Arm], arms: Arms) -> list[float]:
+    """Return by seed the share of the loss between the first arm and the last that the second
+    saves."""
+    return [(worst - between) / (worst - best)
+            for worst, between, best in zip(*(losses(arms[arm.name]) for arm in gap))]
 
 
-def retained(student: Arm, teacher: Arm, share: float, results: Results) -> dict[str, Any]:
-    """Return the share of the teacher's score above the floor that the student keeps.
+def teacher_not_done(claim: Claim, arms: Arms) -> tuple[float, float]:
+    """Return the nats that the gap's teacher gains when trained on, and that the untaught lack.
 
-    Of each task and of their mean, by seed, with the verdict on the mean.
+    Means of the seeds that both arms have. Where the first is more than half of the second, the
+    teacher was not done, and what its student learns may be what any more steps teach.
     """
-    def above(metrics: dict[str, Any]) -> dict[str, float]:
-        scores = {name: one["score"] - one["majority"] for name, one in metrics["tasks"].items()}
-        return {**scores, "mean": float(np.mean(list(scores.values())))} if scores else {}
+    untaught, teacher, more = (losses(arms[arm.name]) for arm in (
+        claim.gap[0], claim.gap[-1], claim.trained_on))
+    return (float(np.mean([before - after for before, after in zip(teacher, more)])),
+            float(np.mean([worse - better for worse, better in zip(untaught, teacher)])))
 
-    ours, theirs = ([above(metrics) for metrics in results[arm]] for arm in (student, teacher))
-    # A share of next to nothing would say nothing.
-    learned = [name for name in theirs[0] if all(one[name] > LEARNED_TASK for one in theirs)]
-    shares = {name: [one[name] / other[name] for one, other in zip(ours, theirs)]
-              for name in learned}
+
+def retained(student: dict[str, Any], teacher: dict[str, Any]) -> dict[str, list[float]]:
+    """Return by task and by seed the share of the teacher's score above the floor that is kept.
+
+    "mean" is the share of the mean score. Tasks that the teacher has not learned are left out: a
+    share of next to nothing would say nothing.
+    """
+    def above(tasks: dict[str, dict]) -> dict[str, float]:
+        scores = {name: task["score"] - task["majority"] for name, task in tasks.items()}
+        return {**scores, "mean": above_majority(tasks)} if scores else {}
+
+    ours, theirs = ([above(tasks) for tasks in arm["tasks"]] for arm in (student, teacher))
+    learned = [name for name in theirs[0] if all(seed[name] > LEARNED_TASK for seed in theirs)]
+    return {name: [mine[name] / its[name] for mine, its in zip(ours, theirs)] for name in learned}
+
+
+def keeps(shares: dict[str, list[float]], share: float) -> Verdict:
+    """Return whether the student keeps as large a share of its teacher's mean score."""
     if "mean" not in shares:
-        return {"shares": shares, "verdict": "inconclusive: the teacher has learned no task",
-                "says": f"{teacher.name} scores no better than the most frequent answer"}
-    mean, low, high = interval(shares["mean"])
-    says = (f"{student.name} keeps {mean:.0%} [{low:.0%}, {high:.0%}] of what {teacher.name} "
-            "scores above the most frequent answer")
-    tasks = ", ".join(f"{name} {np.mean(values):.0%}" for name, values in shares.items()
-                      if name != "mean")
+        return Verdict("inconclusive", "the teacher has learned no task")
+    _, low, high = interval(shares["mean"])
     kept = verdict("no worse", low - share, high - share, RETAIN_MARGIN)
-    return {"shares": shares, "says": f"{says} ({tasks})",
-            "verdict": "holds" if kept.startswith("no difference") else kept}
+    return Verdict("holds" if kept == "no difference" else kept)
 
 
-def above_floors(metrics: list[dict[str, Any]]) -> str:
-    """Return by how much an arm beats the best score that needs no model, task by task.
-
-    metrics: of each seed.
-    """
-    says = []
-    for name, first in metrics[0]["tasks"].items():
-        score = np.mean([one["tasks"][name]["score"] for one in metrics])
-        best = max((floor for floor in FLOORS if floor in first), key=first.get)
-        beats = "beats" if score > first[best] + FLOOR_MARGIN else "does not beat"
-        says.append(f"{name} {score:.3f} {beats} {best.replace('_', ' ')} {first[best]:.3f}")
-    return ", ".join(says)
-
-
-def arms_of(claim: Claim) -> list[Arm]:
-    """Return the arms of a claim, each once, in the order in which it names them."""
-    contrasts = [arm for contrast in claim.contrasts for arm in (contrast.first, contrast.second)]
-    return list(dict.fromkeys([*contrasts, *claim.besides, *(claim.gap or ())]))
-
-
-def arm_results(arm: Arm, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the report shows of an arm; lists are by seed."""
-    return {"teacher": arm.teacher.name if arm.teacher else None,
-            **{key: metrics[0][key] for key in ("layers", "parameters", "disk", "steps", "epochs")},
-            **{key: [one[key] for one in metrics] for key in (
-                "tokens", "seconds", "full-sentences", "segment-pair", "train_loss", "last_fifth",
-                "curve", "tasks")}}
-
-
-def losses(arm: dict[str, Any], kind: str = "full-sentences") -> list[float]:
-    """The held-out losses by seed of an arm as `arm_results` returns it."""
-    return [found["mlm_loss"] for found in arm[kind]]
+def floors(arm: dict[str, Any]) -> list[tuple[str, float, str, float, bool]]:
+    """Return by task an arm's mean score, the best score that needs no model and its name, and
+    whether it is beaten by a margin."""
+    stand = []
+    for name, task in arm["tasks"][0].items():
+        score = float(np.mean([tasks[name]["score"] for tasks in arm["tasks"]]))
+        best = max((floor for floor in FLOORS if floor in task), key=task.get)
+        stand.append((name, score, best, task[best], score > task[best] + FLOOR_MARGIN))
+    return stand

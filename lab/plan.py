@@ -1,100 +1,118 @@
-"""Plan the claims' arms: the command and folder of each run, and the run that comes before it."""
+"""Plan the claims' arms: the command and folder of each job, and the job that comes before it."""
+import functools
 import hashlib
 import math
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lab.claims import MORE_SEEDS, Arm, Claim, Grid
-from lab.judge import arms_of
+from lab.claims import MORE_SEEDS, Arm, Claim, Grid, arms_of
 from minibert.config import RunConfig
 from minibert.data import TokenizedCorpus, make_sequences
 from minibert.files.corpus import training_part
 from minibert.files.run_folder import ROOT
-from minibert.tools.walk import read_flags
+from minibert.tools import walk
+
+TASK_SEQUENCES = 10_000  # about as many as a run reads in the time of one fine-tuning
 
 
 @dataclass(eq=False)
-class Run:
-    """One arm with one seed: its folder, its command, and the run that must be there before."""
+class Job:
+    """An arm's pretraining with one seed, or its scores on one task, and what must be done first.
+    """
     arm: Arm
     seed: int
-    out: Path
+    out: Path  # the folder that is filled
     command: list[str]
-    teacher: "Run | None"
-    sequences: int  # that it reads, to tell long runs from short ones
+    before: "Job | None"  # a student's teacher, or the run that is scored
+    sequences: int  # that it reads, to tell long jobs from short ones
+    task: str = ""
 
     @property
     def done(self) -> bool:
+        """Whether its metrics are there, which are written last."""
         return (self.out / "metrics.json").exists()
 
+    def __str__(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}" + f", {self.task}" * bool(self.task)
 
-def plan(claims: list[Claim], grid: Grid, seeds: int, flags: list[str], folder: Path,
-         text: TokenizedCorpus, corpus: str) -> dict[tuple[Arm, int], Run]:
-    """Return every run that the claims need, teachers before students.
 
-    seeds: of each arm; those in MORE_SEEDS have as many more as the grid says. flags: what all runs
-    share (the corpus). corpus: its fingerprint, which becomes a part of the folder's name together
-    with the command, so what is finished in a folder is what would be run. An arm that two claims
-    share is one run.
+def read_flags(script: str, flags: list[str]) -> tuple[RunConfig, Any]:
+    """Return the settings that a script makes of its flags: of the run, and of model or student."""
+    return walk.read_flags(script, flags)
+
+
+def plan(claims: list[Claim], grid: Grid, seeds: int, corpus: str, folder: Path,
+         text: TokenizedCorpus, fingerprint: str) -> list[Job]:
+    """Return every job that the claims need, each after the one that must be done before it.
+
+    seeds: of each arm; those in MORE_SEEDS have as many more as the grid says. corpus: its name or
+    path. fingerprint: the corpus's, which becomes a part of each folder's name together with the
+    commands, so what is finished in a folder is what would be run. An arm that two claims share is
+    trained once.
     """
-    runs: dict[tuple[Arm, int], Run] = {}
-    budgets: dict[Arm, tuple[int, int]] = {}
-    flags = ["--preset", grid.preset, *flags, *grid.flags.split()]
-    run, _ = read_flags("train_roberta", [*flags, *shape_flags(grid)])
-    update = run.batch_size * tokens_in_a_sequence(run, text)
+    shared = ["--preset", grid.preset, "--corpus", corpus, *grid.flags.split()]
+    base, _ = read_flags("train_roberta", [*shared, *shape_flags(grid)])
+    update = base.batch_size * tokens_in_a_sequence(base, text)
+    # A text of one's own has none of the tasks, which are made of pydocs.
+    tasks = grid.tasks.split(",") if grid.tasks and corpus == "pydocs" else []
+    scoring = ["--seeds", str(grid.task_seeds), "--max-length", str(base.seq_length)]
 
-    def add(arm: Arm, seed: int) -> Run:
-        if (arm, seed) in runs:
-            return runs[arm, seed]
-        teacher = add(arm.teacher, seed) if arm.teacher else None
-        first = ["--teacher", str(teacher.out)] if teacher else shape_flags(grid)
-        own = arm.flags.format(layers=grid.layers, half=grid.layers // 2).split()
-        given = [*flags, *first, *own, "--seed", str(seed)]
+    @functools.cache
+    def flags_of(arm: Arm) -> tuple[list[str], int]:  # one budget for all seeds
+        flags = [*shared, *(["--teacher", "-"] if arm.teacher else shape_flags(grid)),
+                 *arm.flags.format(layers=grid.layers, half=grid.layers // 2).split()]
         if arm.text:
-            given += ["--data-tokens", str(slice_tokens(arm, grid))]
-        # A text of one's own has none of the tasks of `tiny`, which are made of pydocs.
-        if not arm.tasks or (run.corpus != "pydocs" and grid.preset == "tiny"):
-            given += ["--tasks", "none"]
-        if arm not in budgets:  # one budget for all seeds
-            its_run, _ = read_flags(arm.script, given)
-            budgets[arm] = budget_for(arm.budget * unit(arm, grid), update,
-                                      tokens_in_a_sequence(its_run, text))
-        batch, steps = budgets[arm]
+            flags += ["--data-tokens", str(slice_tokens(arm, grid))]
+        run, _ = read_flags(arm.script, flags)
+        batch, steps = budget_for(arm.budget * unit(arm, grid), update,
+                                  tokens_in_a_sequence(run, text))
         # At two and four fifths of the steps, so that the report can say what the last one gained.
         # A slice that is read again and again has a curve to show.
-        every = ["--eval-every", str(max(1, math.ceil(steps * (0.1 if arm.text else 0.4))))]
-        command = [f"{arm.script}.py", *last_of_each([
-            *every, *given, "--batch-size", str(batch), "--steps", str(steps)])]
-        said = " ".join([corpus, *command]).replace(f"{ROOT}/", "")
-        digest = hashlib.sha256(said.encode()).hexdigest()[:8]
-        name = re.sub(r"\W+", "-", arm.name).strip("-")
-        out = folder / f"{name}-{seed}-{digest}"
-        runs[arm, seed] = Run(arm, seed, out, [*command, "--out", str(out)], teacher,
-                              steps * batch)
-        return runs[arm, seed]
+        every = max(1, math.ceil(steps * (0.1 if arm.text else 0.4)))
+        return [*flags, "--batch-size", str(batch), "--steps", str(steps),
+                "--eval-every", str(every)], batch * steps
 
+    @functools.cache
+    def add(arm: Arm, seed: int) -> Job:
+        teacher = add(arm.teacher, seed) if arm.teacher else None
+        flags, sequences = flags_of(arm)
+        command = [f"{arm.script}.py", *last_of_each(
+            [*flags, *(["--teacher", str(teacher.out)] if teacher else []), "--seed", str(seed)])]
+        scored = tasks if arm.tasks else []
+        said = " ".join([fingerprint, *command, *scored, *scoring]).replace(f"{ROOT}/", "")
+        name = re.sub(r"\W+", "-", arm.name).strip("-")
+        out = folder / f"{name}-{seed}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+        run = Job(arm, seed, out, [*command, "--out", str(out)], teacher, sequences)
+        jobs.append(run)
+        jobs.extend(Job(arm, seed, out / "tasks" / task,
+                        ["finetune.py", str(out), "--task", task, *scoring], run,
+                        TASK_SEQUENCES * grid.task_seeds, task) for task in scored)
+        return run
+
+    jobs: list[Job] = []
     for claim in claims:
         for arm in arms_of(claim):
             for seed in range(seeds + grid.more_seeds * (arm in MORE_SEEDS)):
                 add(arm, seed)
-    return runs
+    return jobs
 
 
-def plan_lines(runs: dict[tuple[Arm, int], Run]) -> str:
-    """Return every run's command as a table for another engine, one a line, separated by tabs.
+def plan_lines(jobs: list[Job]) -> str:
+    """Return every job's command as a table for another engine, one a line, separated by tabs.
 
     The columns are the line's number, the number of the line that must be done before it ("-" where
     there is none), and the command, which goes on where it was stopped and is not done twice. The
     environment fixes the threads, because the sums of several threads differ in their last digit.
     """
-    numbers = {run: number for number, run in enumerate(runs.values(), 1)}
+    numbers = {job: number for number, job in enumerate(jobs, 1)}
     lines = []
-    for run, number in numbers.items():
-        before = numbers[run.teacher] if run.teacher else "-"
+    for job, number in numbers.items():
+        before = numbers[job.before] if job.before else "-"
         command = shlex.join(["env", "OMP_NUM_THREADS=1", "MINIBERT_PLAIN=1", "python",
-                              *run.command]).replace(f"{ROOT}/", "")
+                              *job.command]).replace(f"{ROOT}/", "")
         lines.append(f"{number}\t{before}\t{command}")
     return "\n".join(lines)
 
@@ -126,14 +144,14 @@ def last_of_each(flags: list[str]) -> list[str]:
     >>> last_of_each(["--steps", "1", "--no-nsp", "--steps", "2"])
     ['--no-nsp', '--steps', '2']
     """
-    found: dict[str, list[str]] = {}
-    for flag in flags:
-        if flag.startswith("--"):
-            found.pop(flag, None)
-            name, found[flag] = flag, []
+    values: dict[str, list[str]] = {}
+    for part in flags:
+        if part.startswith("--"):
+            values.pop(part, None)
+            name, values[part] = part, []
         else:
-            found[name].append(flag)
-    return [part for name, values in found.items() for part in (name, *values)]
+            values[name].append(part)
+    return [part for name in values for part in (name, *values[name])]
 
 
 def shape_flags(grid: Grid) -> list[str]:

@@ -1,221 +1,247 @@
-"""The comparison: what may be compared, what an interval says, and runs that are shared."""
+"""From a claim to its measurements: the table of claims, the plan, the runner, the records."""
 import dataclasses
-import importlib
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 from conftest import BUDGET, TOY
 
-from lab.__main__ import main
 from lab import compare as compare_module
+from lab import measure as measure_module
 from lab import plan as plan_module
-from lab.claims import (CLAIMS, GRIDS, HALF_DEPTH, HARD, MORE_SEEDS, ROBERTA, SOFT,
-                                    TRAINED_ON, Arm, Claim, Contrast, Grid)
-from lab.compare import Run, compare, expected_minutes, run_all
-from lab.judge import arms_of, judge_claim
-from lab.plan import (plan, plan_lines, read_flags, shape_flags,
-                                  slice_tokens, tokens_in_a_sequence, too_small, unit)
-from lab.report import (_claim, _teacher_not_done, models_table, report,
-                                      task_scores, verdict_lines, verdict_table, write_report)
-from minibert.config import DistillConfig, ModelConfig, RunConfig, parse_flags
+from lab import run as run_module
+from lab.claims import CLAIMS, GRIDS, MORE_SEEDS, Arm, Claim, Contrast, Grid, arms_of
+from lab.compare import compare
+from lab.exact import EXACT
+from lab.measure import measure, metrics_of, write_logs
+from lab.plan import (Job, plan, plan_lines, read_flags, slice_tokens, tokens_in_a_sequence,
+                      too_small)
+from lab.run import run_all, seconds_left
+from minibert.config import RunConfig
 from minibert.data import TokenizedCorpus
 from minibert.errors import UserError
 from minibert.files.corpus import prepare
 
 # ---- the table of claims
 
-MAY_DIFFER = {"worth": {"steps"}, "capacity": {"num_hidden_layers"},
-              "nsp": {"input_format", "nsp", "masking", "static_masks", "adam_beta2",
-                      "max_grad_norm"},
-              "masking": {"masking", "static_masks"}, "data": {"text"}, "steps": {"steps"},
-              "distill": {"alpha_kl", "alpha_cos", "init", "steps"},
+RECIPE = {"script", "input_format", "nsp", "masking", "static_masks", "adam_beta2",
+          "max_grad_norm", "model_type", "next_sentence"}
+MAY_DIFFER = {"worth": {"budget"}, "capacity": {"num_hidden_layers"}, "nsp": RECIPE,
+              "masking": {"masking", "static_masks"}, "data": {"text"}, "steps": {"budget"},
+              "distill": {"alpha_kl", "alpha_cos", "init", "budget"},
               "soft": {"alpha_kl", "alpha_mlm", "text"},
               "terms": {"alpha_kl", "alpha_mlm", "alpha_cos"},
-              "stack": {"teacher", "steps", "input_format", "nsp", "masking", "adam_beta2",
-                        "max_grad_norm", "static_masks"}}
+              "stack": {"teacher", "budget"} | RECIPE}
 
 
 def settings_of(arm, grid):
-    script = importlib.import_module(arm.script)
-    other = DistillConfig if arm.script == "distill" else ModelConfig
-    flags = ["--preset", "tiny", "--out", "x", *grid.flags.split()]
-    flags += ["--teacher", arm.teacher.name] if arm.teacher else shape_flags(grid)
-    flags += arm.flags.format(layers=grid.layers, half=grid.layers // 2).split()
-    run, more = parse_flags(script.__doc__, script.RECIPE, script.STEPS, other, argv=flags)
-    return {**dataclasses.asdict(run), **dataclasses.asdict(more),
-            "steps": arm.budget * unit(arm, grid),
-            "text": arm.text, "eval_every": 0}
+    flags = ["--preset", "tiny", *grid.flags.split()]
+    flags += ["--teacher", arm.teacher.name] if arm.teacher else plan_module.shape_flags(grid)
+    run, more = read_flags(arm.script, [*flags, *arm.flags.format(
+        layers=grid.layers, half=grid.layers // 2).split()])
+    return {**vars(run), **vars(more), "steps": 0, "script": arm.script, "text": arm.text,
+            "budget": arm.budget * plan_module.unit(arm, grid)}
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
-def test_rule_6_arms_differ_in_what_the_claim_is_about(claim):
-    """Catches an arm that was given more than its claim says: a rate, a depth, a clip."""
+def test_arms_differ_in_what_the_claim_is_about(claim):
+    """Catches an arm that was given more than its claim says: a rate, a depth, another script."""
     for contrast in claim.contrasts:
         first, second = (settings_of(arm, GRIDS["quick"])
                          for arm in (contrast.first, contrast.second))
         apart = {name for name in {*first, *second} if first.get(name) != second.get(name)}
         may = MAY_DIFFER.get(claim.id, apart)  # a claim of one's own may be about anything
         assert apart and apart <= may, (contrast, apart - may)
-        assert ("tokens" == contrast.apart) == (first["steps"] != second["steps"])
+        assert ("tokens" == contrast.apart) == (first["budget"] != second["budget"])
 
 
-def test_claims_have_names_of_their_own():
-    """Catches two arms or claims that the report could not tell apart."""
+def test_a_stand_in_had_the_same_recipe():
+    """Catches published measurements that stand for an arm of another recipe."""
+    for arm in {arm for claim in CLAIMS for arm in arms_of(claim) if arm.stand_in}:
+        settings, its = (settings_of(each, GRIDS["full"]) for each in (arm, arm.stand_in))
+        assert {name for name in settings if settings[name] != its[name]} == {"script"}
+
+
+def test_arms_and_claims_have_names_of_their_own():
+    """Catches two arms or claims that the report could not tell apart, and more seeds of one arm
+    than of the one that it is paired with, where three could not tell."""
     arms = {arm for claim in CLAIMS for arm in arms_of(claim)}
     assert len({arm.name for arm in arms}) == len(arms)
-    assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
+    assert len({*EXACT, *(claim.id for claim in CLAIMS)}) == len(EXACT) + len(CLAIMS)
+    for claim in CLAIMS:
+        first = claim.contrasts[0]
+        if claim.id in ("worth", "capacity", "nsp", "retain", "stack"):
+            assert {first.first, first.second} <= {*MORE_SEEDS}
 
 
-# ---- the plan and the runner
+# ---- the plan
 
 @pytest.fixture(scope="module")
 def text(toy_text):
     return prepare(str(toy_text), "wordpiece", 70)[1]
 
 
-def test_plan_shares_runs_and_orders_teachers(text, tmp_path, monkeypatch):
-    """Catches an arm that is trained once for each claim, a student before its teacher, another
-    command or text in a folder that counts as done."""
-    grid, flags = dataclasses.replace(GRIDS["quick"], tokens=20_000), []
-    runs = plan(CLAIMS, grid, 2, flags, tmp_path, text, "abc")
-    arms = {arm for claim in CLAIMS for arm in arms_of(claim)}
-    assert len(runs) == 2 * len(arms) == len({run.out for run in runs.values()})
-    seen = []
-    for (arm, seed), run in runs.items():
-        assert run.teacher is None or run.teacher in seen and run.teacher.seed == seed
-        seen.append(run)
-        tasks = run.command[run.command.index("--tasks") + 1]
-        assert tasks == ("library,word-order" if arm.tasks else "none")
-    other = plan(CLAIMS, grid, 2, flags, tmp_path, text, "abd")
-    changed = plan(CLAIMS, dataclasses.replace(grid, flags="--batch-size 16"), 2, flags,
-                   tmp_path, text, "abc")
-    moved = []  # the same runs, wherever the project lies
-    for root in (tmp_path / "here", tmp_path / "there"):
-        monkeypatch.setattr(plan_module, "ROOT", root)
-        moved.append([run.out.relative_to(root) for run in plan(
-            CLAIMS, grid, 1, flags, root / "runs", text, "abc").values()])
-    assert moved[0] == moved[1]
-    for again in (other, changed):
-        assert not {run.out for run in again.values()} & {run.out for run in runs.values()}
-
-
-def test_a_text_of_ones_own_has_no_tasks(text, tmp_path):
-    """Catches the embedded corpus's tasks after runs on another text, where a grid names them."""
-    for grid in GRIDS.values():
-        small = dataclasses.replace(grid, tokens=20_000)
-        for run in plan(CLAIMS, small, 1, ["--corpus", "my.txt"], tmp_path, text, "abc").values():
-            assert run.command[run.command.index("--tasks") + 1] == "none"
-
-
-def test_some_arms_have_more_seeds(text, tmp_path):
-    """Catches a seed more of every arm, a student of a seed that has no teacher, a pair of which
-    one arm alone has more, and other tasks than the preset's."""
-    grid = dataclasses.replace(GRIDS["full"], tokens=20_000, student=1.0)
-    runs = plan(CLAIMS, grid, 3, [], tmp_path, text, "abc")
-    found = {arm: [seed for its_arm, seed in runs if its_arm == arm] for arm, _ in runs}
-    more = {arm for arm, seeds in found.items() if seeds == [0, 1, 2, 3, 4]}
-    assert more == set(MORE_SEEDS)
-    assert all(seeds == [0, 1, 2] for arm, seeds in found.items() if arm not in more)
-    for arm, seed in runs:
-        assert not arm.teacher or runs[arm, seed].teacher is runs[arm.teacher, seed]
-        assert ("--tasks" in runs[arm, seed].command) == (not arm.tasks)  # the preset's, or none
-    for claim in CLAIMS:
-        first = claim.contrasts[0]
-        if claim.id in ("worth", "capacity", "nsp", "retain", "stack"):
-            assert {first.first, first.second} <= more
-
-
-def test_formats_get_equal_tokens(text, tmp_path):
-    """Catches equal sequences called equal budgets: pairs hold more tokens than packed sentences,
-    and documents' ends leave more padding; and budgets that one text's share does not change."""
-    grid = Grid("tiny", 2, 20_000, 1.0, flags="--seq-length 16 --batch-size 128")
-    arms = [Arm(name, flags=f"--input-format {name}") for name in
-            ("full-sentences", "segment-pair", "doc-sentences")]
-    arms += [Arm("half", flags="--data-fraction 0.5"), Arm("twice", budget=2.0)]
-    claim = Claim("x", "", (Contrast(arms[0], arms[0], "better"),), "", "", tuple(arms))
-    found = {}
-    for (arm, _), run in plan((claim,), grid, 1, [], tmp_path, text, "").items():
-        run = read_flags(arm.script, run.command[1:-2])[0]
-        found[arm.name] = (run.batch_size, run.steps,
-                           run.batch_size * tokens_in_a_sequence(run, text))
-    base = found["full-sentences"]
-    assert base[0] == 128 and base[1] * base[2] == pytest.approx(20_000, rel=0.05)
-    assert found["segment-pair"][0] < 128 < found["doc-sentences"][0]
-    for name in ("segment-pair", "doc-sentences", "half"):
-        assert found[name][2] == pytest.approx(base[2], rel=0.03) and found[name][1] == base[1]
-    assert found["twice"][1] == pytest.approx(2 * base[1], abs=1)
-
-
-def test_tokens_are_counted_in_the_share_that_is_used():
-    """Catches a budget reckoned from all of the text for an arm that sees a part of it: here the
-    first document has sentences of 14 tokens, which fill a block, the second of 8."""
-    bounds = np.array([[14 * i, 14 * (i + 1)] for i in range(20)]
-                      + [[281 + 8 * i, 281 + 8 * (i + 1)] for i in range(35)])
-    text = TokenizedCorpus(np.zeros(562), bounds, np.array([0, 20, 55]))
-    run = RunConfig(out="x", seq_length=16, data_fraction=0.4)
-    assert tokens_in_a_sequence(run, text) == 16
-    assert tokens_in_a_sequence(dataclasses.replace(run, data_fraction=1.0), text) < 14
-
-
-def test_a_slice_is_read_equally_often_on_any_corpus(text, tmp_path):
-    """Catches shares of the corpus, which make a verdict depend on its size, and a claim whose
-    slice is most of the text."""
-    grid = Grid("tiny", 2, 40_000, 0.5, flags="--seq-length 16 --batch-size 8")
-    arm = Arm("slice", budget=0.5, text=0.5 / 20)
-    student = Arm("student", "distill", teacher=Arm("teacher"), text=1 / 20)
-    assert slice_tokens(arm, grid) == 1000 == slice_tokens(student, grid)
-    claim = Claim("x", "", (Contrast(arm, student, "better"),), "", "")
-    run = plan((claim,), grid, 1, [], tmp_path, text, "")[arm, 0]
-    assert run.command[run.command.index("--data-tokens") + 1] == "1000"
-    every, steps = (int(run.command[run.command.index(flag) + 1])
-                    for flag in ("--eval-every", "--steps"))
-    assert 9 <= steps / every <= 10  # its curve; where there is none, the last fifth is looked at
-    assert too_small(claim, grid, text) == ""
-    more = dataclasses.replace(grid, tokens=20 * len(text.tokens) + 400)
-    assert too_small(claim, more, text).startswith(f"the corpus has {len(text.tokens):,} tokens, ")
-
-
-def test_a_network_without_training_is_an_arm(text, tmp_path):
-    """Catches a step that is made although the budget is none."""
-    run = plan((Claim("x", "", (Contrast(Arm("a", budget=0.0), Arm("b"), "better"),), "", ""),),
-               GRIDS["quick"], 1, [], tmp_path, text, "")[Arm("a", budget=0.0), 0]
-    assert run.command[run.command.index("--steps") + 1] == "0" and run.sequences == 0
-
-
-def test_another_engine_can_run_the_plan(text, tmp_path, monkeypatch):
-    """Catches a line that cannot be run as it stands, and a student that does not wait."""
-    monkeypatch.setattr(plan_module, "ROOT", tmp_path)
-    grid = dataclasses.replace(GRIDS["quick"], tokens=20_000)
-    runs = plan(CLAIMS, grid, 2, ["--corpus", "my text.txt"], tmp_path / "runs", text, "abc")
-    lines = [line.split("\t") for line in plan_lines(runs).splitlines()]
-    assert [int(number) for number, _, _ in lines] == list(range(1, len(runs) + 1))
-    assert str(tmp_path) not in plan_lines(runs)
-    for (_, before, command), run in zip(lines, runs.values()):
-        words = shlex.split(command)
-        assert words[:4] == ["env", "OMP_NUM_THREADS=1", "MINIBERT_PLAIN=1", "python"]
-        assert [*words[4:]] == [part.replace(f"{tmp_path}/", "") for part in run.command]
-        if run.teacher:  # which stands further up, so a runner from top to bottom needs no order
-            teacher = shlex.split(lines[int(before) - 1][2])
-            assert words[words.index("--teacher") + 1] == teacher[teacher.index("--out") + 1]
-        else:
-            assert before == "-"
+TEACHER = Arm("teacher", tasks=True)
+STUDENT = Arm("student", "distill", teacher=TEACHER)
+SCORED = dataclasses.replace(STUDENT, tasks=True)
+SMALL = Grid("tiny", 2, 20_000, 0.5, flags="--seq-length 16 --batch-size 8", tasks="a,b",
+             task_seeds=3)
 
 
 @pytest.fixture
+def planned(text, tmp_path):
+    """Plan a claim about two arms or all claims, for `pydocs` unless it is said otherwise."""
+    def make(*arms, grid=SMALL, seeds=1, corpus="pydocs", fingerprint="abc", folder=tmp_path):
+        claim = Claim("x", "", (Contrast(arms[0], arms[-1], "better"),), "", "", arms) \
+            if arms else None
+        return plan([claim] if claim else CLAIMS, grid, seeds, corpus, folder, text, fingerprint)
+    return make
+
+
+def value(job, flag):
+    return job.command[job.command.index(flag) + 1]
+
+
+def test_a_plan_by_hand(planned, tmp_path, monkeypatch):
+    """Catches a student of another seed's teacher or of none, one that does not wait, a run that is
+    not scored, or an arm that is, and seeds that MORE_SEEDS does not ask for."""
+    monkeypatch.setattr(plan_module, "MORE_SEEDS", (SCORED,))
+    jobs = planned(SCORED, TEACHER, grid=dataclasses.replace(SMALL, more_seeds=1), seeds=2)
+    assert [str(job) for job in jobs] == [part for seed in (0, 1, 2) for part in (
+        *(f"{arm}, seed {seed}{task}" for arm in ("teacher", "student")
+          for task in ("", ", a", ", b")),)]  # the last teacher is there for its student
+    for teacher, a, b, student, a_too, b_too in zip(*[iter(jobs)] * 6):
+        assert value(teacher, "--seed") == value(student, "--seed") == str(teacher.seed)
+        assert a.before is b.before is student.before is teacher and teacher.before is None
+        assert value(student, "--teacher") == str(teacher.out) == value(teacher, "--out")
+        assert a_too.before is b_too.before is student
+        for run, score in ((teacher, b), (student, b_too)):
+            assert score.out == run.out / "tasks" / "b"
+            assert score.command == ["finetune.py", str(run.out), "--task", "b", "--seeds", "3",
+                                     "--max-length", "16"]
+    assert not any(job.task for job in planned(TEACHER, corpus="my.txt"))  # the tasks are pydocs'
+
+
+def test_the_whole_plan(planned, text):
+    """Catches an arm that is trained once for each claim, two runs in one folder, a student or a
+    score before what it needs, and other seeds than the full grid has."""
+    grid = dataclasses.replace(GRIDS["full"], tokens=20_000, student=1.0)
+    jobs = planned(grid=grid, seeds=3)
+    runs = {(job.arm, job.seed): job for job in jobs if not job.task}
+    assert len({job.out for job in jobs}) == len(jobs)
+    assert [*runs] == [*dict.fromkeys(runs)] and {arm for arm, _ in runs} == {
+        arm for claim in CLAIMS for arm in arms_of(claim)}
+    for number, job in enumerate(jobs):
+        assert job.before is None or job.before in jobs[:number] and job.before.seed == job.seed
+    for arm in {arm for arm, _ in runs}:
+        seeds = [seed for its, seed in runs if its == arm]
+        assert seeds == [*range(5 if arm in MORE_SEEDS else 3)]
+        scored = {job.task for job in jobs if job.task and job.arm == arm}
+        assert scored == ({"library", "word-order", "halves"} if arm.tasks else set())
+
+
+def test_a_folder_is_of_one_command_and_text(planned, tmp_path, monkeypatch):
+    """Catches what is finished taken for what would be run: another text, command or scoring; and
+    runs that are made again because the project was moved."""
+    outs = lambda **more: [job.out.name for job in planned(TEACHER, STUDENT, **more)
+                           if not job.task]
+    changed = [dataclasses.replace(SMALL, flags="--seq-length 16 --batch-size 4"),
+               dataclasses.replace(SMALL, task_seeds=1)]
+    others = [outs(fingerprint="abd"), *(outs(grid=grid) for grid in changed)]
+    for other in others:
+        assert other[0] != outs()[0]
+    assert others[1][1] != outs()[1] and others[0][1] != outs()[1]
+    moved = []
+    for root in (tmp_path / "here", tmp_path / "there"):
+        monkeypatch.setattr(plan_module, "ROOT", root)
+        moved.append(outs(folder=root / "runs"))
+    assert moved[0] == moved[1]
+
+
+def test_formats_get_equal_tokens(planned, text):
+    """Catches equal sequences called equal budgets: pairs hold more tokens than packed sentences,
+    and documents' ends leave more padding; and a budget that is not multiplied."""
+    arms = [Arm(name, "train_bert", f"--no-nsp --input-format {name}") for name in
+            ("full-sentences", "segment-pair", "doc-sentences")]
+    budgets = {}
+    for job in planned(*arms, Arm("twice", budget=2.0), STUDENT, Arm("slice", text=0.1),
+                       Arm("none", budget=0.0),
+                       grid=dataclasses.replace(SMALL, flags="--seq-length 16 --batch-size 128")):
+        if not job.task:
+            run = read_flags(job.arm.script, job.command[1:-2])[0]
+            budgets[job.arm.name] = (run.batch_size, run.steps,
+                                     run.batch_size * tokens_in_a_sequence(run, text))
+            assert job.sequences == run.batch_size * run.steps
+            assert run.eval_every == max(1, np.ceil(run.steps * (0.1 if job.arm.text else 0.4)))
+    base = budgets["full-sentences"]
+    assert base[0] == 128 and base[1] * base[2] == pytest.approx(20_000, rel=0.05)
+    assert budgets["segment-pair"][0] < 128 < budgets["doc-sentences"][0]
+    for name in ("segment-pair", "doc-sentences", "slice"):
+        assert budgets[name][2] == pytest.approx(base[2], rel=0.03) and budgets[name][1] == base[1]
+    assert budgets["twice"][1] == pytest.approx(2 * base[1], abs=1) and budgets["none"][1] == 0
+    assert budgets["student"][1] == pytest.approx(base[1] / 2, abs=1)  # the grid's share
+
+
+def test_tokens_are_counted_in_the_share_that_is_used(monkeypatch):
+    """Catches a pair's second [SEP] that nobody counts, and a budget reckoned from all of the text
+    for an arm that sees a part of it: here the first document has sentences of 14 tokens, which
+    fill a block, the second of 8."""
+    bounds = np.array([[14 * i, 14 * (i + 1)] for i in range(20)]
+                      + [[281 + 8 * i, 281 + 8 * (i + 1)] for i in range(35)])
+    text = TokenizedCorpus(np.zeros(562), bounds, np.array([0, 20, 55]))
+    run = RunConfig(out="x", seq_length=16, data_tokens=280)
+    assert tokens_in_a_sequence(run, text) == 16
+    assert tokens_in_a_sequence(dataclasses.replace(run, data_tokens=0), text) < 14
+    monkeypatch.setattr(plan_module, "make_sequences", lambda *_, **__: np.array(
+        [[0, 4, 4, 8], [0, 6, 6, 6]]))
+    assert tokens_in_a_sequence(run, text) == 9.5  # the mean of 4 + 4 + 3 and 6 + 2
+
+
+def test_a_slice_is_read_equally_often_on_any_corpus(planned, text):
+    """Catches shares of the corpus, which make a verdict depend on its size, and a claim of which
+    either arm's slice is most of the text."""
+    grid = dataclasses.replace(SMALL, tokens=40_000)
+    arm = Arm("slice", budget=0.5, text=0.5 / 20)
+    student = dataclasses.replace(STUDENT, text=1 / 20)
+    assert slice_tokens(arm, grid) == 1000 == slice_tokens(student, grid)
+    assert {value(job, "--data-tokens") for job in planned(arm, student, grid=grid)
+            if job.arm.text and not job.task} == {"1000"}
+    larger = dataclasses.replace(grid, tokens=20 * len(text.tokens) + 400)
+    for arms in ((arm, TEACHER), (TEACHER, arm), (arm, student)):
+        claim = Claim("x", "", (Contrast(*arms, "better"),), "", "")
+        assert too_small(claim, grid, text) == ""
+        assert too_small(claim, larger, text).startswith(f"the corpus has {len(text.tokens):,} tok")
+
+
+def test_another_engine_can_run_the_plan(planned, tmp_path, monkeypatch):
+    """Catches a line that cannot be run as it stands, one that does not wait, and other threads."""
+    monkeypatch.setattr(plan_module, "ROOT", tmp_path)
+    jobs = planned(TEACHER, STUDENT, corpus="pydocs", folder=tmp_path / "my runs", seeds=2)
+    lines = [line.split("\t") for line in plan_lines(jobs).splitlines()]
+    assert str(tmp_path) not in plan_lines(jobs) and len(lines) == len(jobs)
+    for number, ((its, before, command), job) in enumerate(zip(lines, jobs), 1):
+        words = shlex.split(command)
+        assert words[:4] == ["env", "OMP_NUM_THREADS=1", "MINIBERT_PLAIN=1", "python"]
+        assert [*words[4:]] == [part.replace(f"{tmp_path}/", "") for part in job.command]
+        assert its == str(number) and before == (
+            str(jobs.index(job.before) + 1) if job.before else "-")
+
+
+# ---- the runner
+
+@pytest.fixture
 def scripts(tmp_path, monkeypatch):
-    """Scripts that note when they ran, and fail or wait when told to."""
+    """Scripts that note when they ran and with how many threads, and fail or wait if told to."""
     (tmp_path / "fake.py").write_text("""
-import json, pathlib, sys, time
-out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+import json, os, pathlib, sys, time
+out = pathlib.Path(sys.argv[1])
 if "--fail" in sys.argv:
     print("error: no luck; try again", file=sys.stderr)
     sys.exit(2)
@@ -223,84 +249,167 @@ if "--wait" in sys.argv:
     time.sleep(9)
 start = time.time()
 time.sleep(0.3)
-out.mkdir()
-(out / "metrics.json").write_text(json.dumps([start, time.time()]))
+out.mkdir(parents=True)
+if "--nothing" not in sys.argv:
+    (out / "metrics.json").write_text(json.dumps([start, time.time(), os.environ["OMP_NUM_THREADS"],
+                                                  os.environ["MINIBERT_PLAIN"]]))
 """)
-    monkeypatch.setattr(compare_module, "ROOT", tmp_path)
+    monkeypatch.setattr(run_module, "ROOT", tmp_path)
 
-    def make(name, *flags, teacher=None, sequences=1):
+    def make(name, *flags, before=None, sequences=1, task=""):
         out = tmp_path / "runs" / name
-        return Run(Arm(name), 0, out, ["fake.py", *flags, "--out", str(out)], teacher,
-                   sequences)
+        return Job(Arm(name), 0, out, ["fake.py", str(out), *flags], before, sequences, task)
     return make
 
 
-def test_runner_order_and_side_by_side(scripts, capsys):
-    """Catches a student that starts before its teacher is done, and jobs that wait for nothing."""
-    teacher = scripts("teacher")
-    student, other = scripts("student", teacher=teacher), scripts("other")
-    run_all([student, teacher, other], jobs=2)
-    times = {run.arm.name: json.loads((run.out / "metrics.json").read_text())
-             for run in (student, teacher, other)}
-    assert times["student"][0] >= times["teacher"][1]
-    assert max(times["teacher"][0], times["other"][0]) < min(times["teacher"][1],
-                                                             times["other"][1])
+def times(*jobs):
+    return [json.loads((job.out / "metrics.json").read_text())[:2] for job in jobs]
+
+
+def test_runner_order_and_side_by_side(scripts, capsys, monkeypatch):
+    """Catches a student that starts before its teacher is done, jobs that wait for nothing, one
+    that is done twice, and threads that this process has."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    teacher, other = scripts("teacher"), scripts("other")
+    student = scripts("student", before=teacher, sequences=9)
+    score = scripts("student/tasks/a", before=student, task="a")
+    jobs = [score, student, teacher, other]
+    run_all(jobs, 2)
+    scored, learned, taught, beside = times(*jobs)
+    assert learned[0] >= taught[1] and scored[0] >= learned[1]
+    assert max(taught[0], beside[0]) < min(taught[1], beside[1])
+    for job in jobs:
+        assert json.loads((job.out / "metrics.json").read_text())[2:] == ["1", "1"]
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "3 of 3 runs to do, 2 at a time"
-    assert said[-1] == "3 of 3 runs done after 0 min: student, seed 0"
-    before = {run.out: (run.out / "metrics.json").read_text() for run in (student, teacher)}
-    run_all([student, teacher, other], jobs=2)  # nothing is done twice
-    assert capsys.readouterr().out == "0 of 3 runs to do, 2 at a time\n"
-    assert before == {out: (out / "metrics.json").read_text() for out in before}
+    assert said[0].startswith("4 of 4 ") and said[-1].startswith("4 of 4 runs done, about 0 min")
+    run_all(jobs, 2)
+    assert capsys.readouterr().out.startswith("0 of 4 ") and times(*jobs)[0] == scored
 
 
-def test_runner_takes_the_longest_first_and_no_more_than_jobs(scripts):
+def test_runner_takes_the_longest_first_and_no_more_than_fit(scripts):
     """Catches a core that is idle at the end, and more runs at once than there are cores."""
-    runs = [scripts("short", sequences=1), scripts("long", sequences=3),
-            scripts("middle", sequences=2)]
-    run_all(runs, jobs=1)
-    short, long, middle = (json.loads((run.out / "metrics.json").read_text()) for run in runs)
+    jobs = [scripts("short"), scripts("long", sequences=3), scripts("middle", sequences=2)]
+    run_all(jobs, 1)
+    short, long, middle = times(*jobs)
     assert long[1] <= middle[0] and middle[1] <= short[0]
 
 
-def test_runner_stops_at_a_failure(scripts):
-    """Catches a failed run that is passed over, and others that are left running."""
-    with pytest.raises(UserError, match="ended with 2: no luck; try again"):
-        run_all([slow := scripts("slow", "--wait"), scripts("bad", "--fail")], jobs=2)
-    assert not slow.done  # waited for, it would be
+def test_a_failure_does_not_hide_the_others(scripts, capsys):
+    """Catches a failed run that is passed over, one that ends well and leaves nothing, others that
+    are not done for its sake, and a student of a teacher that is not there."""
+    bad, empty = scripts("bad", "--fail", sequences=9), scripts("empty", "--nothing")
+    student, good = scripts("student", before=bad), scripts("good")
+    with pytest.raises(UserError) as failed:
+        run_all([bad, student, empty, good], 1)
+    said, says = capsys.readouterr().out, str(failed.value)
+    assert says.startswith("bad, seed 0 (") and "ended with 2: no luck; try again" in says
+    assert "1 more failed" in says and "1 wait" in says and "\n" not in says
+    assert "\nbad, seed 0 (" in said and "\nempty, seed 0 (" in said
+    assert good.done and not student.out.exists()
 
 
-def test_runner_that_is_stopped_stops_its_runs(scripts, monkeypatch):
-    """Catches runs that go on alone when SIGTERM ends the process that started them, or before."""
-    slow = scripts("slow", "--wait")
-    started = []
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append(
-        popen(*args, **more)) or started[-1])
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="143"):
-        run_all([slow], jobs=1)
-    assert [process.returncode for process in started] == [-signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) == handler
+def test_time_that_is_left_by_hand(monkeypatch):
+    """Catches a sum for a mean, and runs that have begun counted in full: at 2 s a sequence, 10 and
+    20 sequences take 60 s, of which 30 are over, with two at a time."""
+    monkeypatch.setattr(time, "monotonic", lambda: 130.0)
+    waits, runs = (Job(TEACHER, 0, None, [], None, sequences) for sequences in (20, 10))
+    assert seconds_left(2.0, [waits], {runs: (None, 100.0)}, 2) == 15.0
+    assert seconds_left(0.5, [], {runs: (None, 100.0)}, 2) == 0.0
 
 
-def test_a_second_signal_does_not_leave_runs_alone(scripts, monkeypatch):
-    """Catches runs that go on alone because a second SIGTERM came while the first was handled: one
-    from the user, and the same again from `make`."""
+@pytest.mark.parametrize("twice", (False, True))
+def test_a_runner_that_is_stopped_stops_its_runs(twice, scripts, monkeypatch):
+    """Catches runs that go on alone when SIGTERM ends the process that started them: also where a
+    second one comes while the first is handled, from the user and the same again from `make`."""
     started = []
 
     class Process(subprocess.Popen):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            started.append(self)
+
         def send_signal(self, number):
-            os.kill(os.getpid(), signal.SIGTERM)  # the second one, at the worst moment
+            if twice:
+                os.kill(os.getpid(), signal.SIGTERM)  # at the worst moment
             super().send_signal(number)
 
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append(
-        Process(*args, **more)) or started[-1])
+    monkeypatch.setattr(subprocess, "Popen", Process)
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit, match="143"):
-        run_all([scripts("slow", "--wait")], jobs=1)
-    assert [process.returncode for process in started] == [-signal.SIGTERM]
+        run_all([scripts("slow", "--wait"), scripts("slow too", "--wait")], 2)
+    assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+# ---- the measurements
+
+def finished(folder, loss, lines, steps=20, tasks=(), **more):
+    """A run's folder as far as it is measured."""
+    folder.mkdir(parents=True)
+    scores = {"mlm_loss": loss}
+    (folder / "metrics.json").write_text(json.dumps({
+        "steps": steps, "full-sentences": scores, "segment-pair": scores, "layers": 2,
+        "parameters": 5, "disk": 9, **more}))
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "run.json").write_text(json.dumps({
+        "model": {"hidden_size": 8}, "settings": {"corpus": "pydocs", "seed": loss},
+        "distill": {"alpha_kl": 5.0}}))
+    for task, score in tasks:
+        (folder / "tasks" / task).mkdir(parents=True)
+        (folder / "tasks" / task / "metrics.json").write_text(json.dumps({
+            "task": task, "metric": "accuracy", "score": score, "majority": 0.5, "run": "x",
+            "settings": {}}))
+
+
+def test_metrics_of_a_run_by_hand(tmp_path):
+    """Catches a training loss that is read from the start of the log or from evaluations, a sum for
+    its mean, and NaN where a network was not trained at all."""
+    lines = [{"step": step, "epoch": step // 8, "mlm": float(100 - step)} for step in range(1, 21)]
+    lines.insert(10, {"step": 12, "eval": {"mlm_loss": 7.0}})
+    lines.append({"step": 20, "eval": {"mlm_loss": 6.5}})
+    finished(tmp_path / "run", 6.5, lines)
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["train_loss"] == 80.5 and metrics["epochs"] == 3  # the mean of 81 and 80
+    assert metrics["curve"] == [(12, 7.0), (20, 6.5)]
+    assert metrics["last_fifth"] == pytest.approx(0.25)  # at step 16 the curve is at 6.75
+    finished(tmp_path / "untrained", 8.4, [], steps=0)
+    metrics = metrics_of(tmp_path / "untrained")
+    assert (metrics["train_loss"], metrics["last_fifth"], metrics["curve"]) == (8.4, 0, [])
+
+
+def test_an_arm_is_measured_by_seed(planned, tmp_path):
+    """Catches a seed's figure in another's place, a sum where all seeds are kept, a task's score of
+    another run or one that nobody planned, and a log's line under another arm's name."""
+    jobs = planned(TEACHER, STUDENT, seeds=2)
+    for loss, job in enumerate([job for job in jobs if not job.task], 1):
+        line = {"step": 1, "epoch": job.seed, "mlm": float(loss)}
+        tasks = [(task, loss / 10) for task in ("a", "b", "own")]
+        finished(job.out, loss, [line], tasks=tasks, tokens=100 * loss, seconds=10.0 * loss)
+    by_name = {job.arm.name: [] for job in jobs}
+    for job in jobs:
+        if not job.task:
+            by_name[job.arm.name].append(metrics_of(job.out)["full-sentences"]["mlm_loss"])
+    arms = measure(jobs)
+    assert arms.keys() == {"teacher", "student"}
+    for name, losses in by_name.items():
+        arm = arms[name]
+        assert [scores["mlm_loss"] for scores in arm["full-sentences"]] == losses
+        assert arm["train_loss"] == losses and arm["seconds"] == [10.0 * loss for loss in losses]
+        assert arm["tokens"] == [100 * loss for loss in losses] and arm["steps"] == 20
+        assert arm["epochs"] == 1  # the first seed's
+        assert arm["settings"] == {"hidden_size": 8, "corpus": "pydocs", "seed": losses[0],
+                                   "alpha_kl": 5.0}
+        assert "--seed 0" in arm["command"]
+    assert arms["teacher"]["tasks"] == [
+        {task: {"metric": "accuracy", "score": loss / 10, "majority": 0.5} for task in "ab"}
+        for loss in by_name["teacher"]]
+    assert arms["student"]["tasks"] == [{}, {}]
+    assert (arms["student"]["teacher"], arms["student"]["script"]) == ("teacher", "distill")
+    write_logs(jobs, tmp_path / "logs.jsonl")
+    logs = [json.loads(line) for line in (tmp_path / "logs.jsonl").open()]
+    assert [(line["arm"], line["seed"], line["mlm"]) for line in logs] == [
+        (job.arm.name, job.seed, metrics_of(job.out)["train_loss"]) for job in jobs if not job.task]
 
 
 # ---- all of it
@@ -310,45 +419,81 @@ def toy_grid(monkeypatch, toy_text, tmp_path, run_script):
     """compare() on a toy text, with runs in this process."""
     monkeypatch.setitem(GRIDS, "quick", Grid(
         "tiny", 2, 1500, 1.0, " ".join(TOY[:6] + TOY[8:]),
-        " ".join([*BUDGET[6:-6], "--log-every 3 --eval-every 6"])))
-    first, second = Arm("whole"), Arm("half", flags="--data-fraction 0.5")
-    student = Arm("student", "distill", "", 0.5, first)
-    monkeypatch.setattr(compare_module, "CLAIMS", (
-        Claim("data", "more text helps", (Contrast(first, second, "better"),), "a paper", "why"),
-        Claim("steps", "longer helps", (Contrast(Arm("long", budget=2.0), first, "better",
-                                                 apart="tokens"),), "another paper", "why not"),
-        Claim("stack", "they stack", (Contrast(student, first, "better", apart="tokens"),), "", "",
-              gap=(second, student, first))))
+        " ".join([*BUDGET[6:-6], "--log-every 3 --eval-every 6"]), tasks="library"))
+    whole, half = Arm("whole", tasks=True), Arm("half", text=0.2)
+    student = Arm("student", "distill", "", 0.5, whole)
+    claims = (Claim("data", "more text helps", (Contrast(whole, half, "better"),), "a paper", ""),
+              Claim("stack", "they stack", (Contrast(student, whole, "better", apart="tokens"),),
+                    "", "", (half,)),
+              Claim("large", "", (Contrast(whole, Arm("all", text=9.0), "better"),), "", ""))
+    monkeypatch.setattr(compare_module, "CLAIMS", claims)
+    monkeypatch.setattr(compare_module, "EXACT", {"kl": EXACT["kl"]})
     monkeypatch.setattr(compare_module, "ROOT", tmp_path)
     monkeypatch.setattr(plan_module, "ROOT", tmp_path)
+    monkeypatch.setattr(measure_module, "ROOT", tmp_path)
 
-    def run_here(runs, jobs):
-        for run in runs:
-            run_script(run.command[0].removesuffix(".py"), *run.command[1:])
+    def run_here(jobs, at_once):
+        for job in jobs:
+            run_script(job.command[0].removesuffix(".py"), *job.command[1:])
     monkeypatch.setattr(compare_module, "run_all", run_here)
-    monkeypatch.setattr(compare_module, "EXACT", compare_module.EXACT[:1])
-    return lambda seeds=2, **other: compare("quick", str(toy_text), "toy", seeds=seeds, **other)
+    return lambda seeds=2, **more: compare("quick", str(toy_text), "toy", seeds=seeds, **more)
 
 
-def test_minutes_are_those_of_the_steps_of_each_kind(monkeypatch):
-    """Catches an estimate that takes a student for its teacher, an untaught one for a taught one,
-    or that counts steps of another batch; what is timed is left to the bench."""
-    timed = {}
+def without_seconds(results):
+    arms = {name: {**arm, "seconds": 0} for name, arm in results["arms"].items()}
+    return {**results, "arms": arms, "family": {**results["family"], "latency_ms": {}}}
 
-    def take_turns(calls, rounds, device):
-        timed.update(calls)
-        return {"taught": [3.0] * rounds, "untaught": [2.0] * rounds, "teacher": [5.0] * rounds}
 
-    monkeypatch.setattr(compare_module, "take_turns", take_turns)
-    monkeypatch.setattr(compare_module, "our_step", lambda config, run, device, teacher=None: (
-        config.num_hidden_layers, teacher is not None))
-    config = ModelConfig(vocab_size=50, hidden_size=8, num_attention_heads=2, num_hidden_layers=4,
-                         intermediate_size=8)
-    for arm, seconds in ((ROBERTA, 5), (HALF_DEPTH, 2), (SOFT, 3), (HARD, 2), (TRAINED_ON, 5)):
-        runs = [Run(arm, seed, None, [], None, sequences=60 * 32) for seed in range(2)]
-        assert expected_minutes(runs, config, RunConfig(out="-", batch_size=32), "cpu") == (
-            2 * seconds), arm
-    assert timed == {"taught": (2, True), "untaught": (2, False), "teacher": (4, False)}
+def test_twice_the_same(toy_grid, tmp_path):
+    """Catches results that depend on anything but the settings, a verdict that is stored, and the
+    path of a machine in what is published."""
+    first = toy_grid()
+    stored = json.loads((tmp_path / "results/toy/results.json").read_text())
+    assert stored == json.loads(json.dumps(first)) and stored["arms"].keys() == {
+        "whole", "half", "student"}
+    assert [*first["exact"]] == ["kl"] and [*first["refused"]] == ["large"]
+    assert "verdict" not in json.dumps(stored) and "claims" not in stored
+    assert str(tmp_path) not in json.dumps(stored).replace(first["corpus"], "")
+    shutil.rmtree(tmp_path / "runs")
+    assert without_seconds(toy_grid()) == without_seconds(first)
+
+
+def test_some_claims_only(toy_grid, tmp_path, capsys):
+    """Catches runs that nobody asked for, an hour of runs before it is said that one seed gives no
+    interval, and a plan that runs."""
+    for count in (1, 11):
+        with pytest.raises(UserError, match=f"{count} seeds give no interval"):
+            toy_grid(seeds=count)
+    with pytest.raises(UserError, match="no claim 'poetry'; the claims are kl, data, stack, large"):
+        toy_grid(only="poetry")
+    capsys.readouterr()
+    assert toy_grid(only="data", plan_only=True) is None
+    assert [line.count("\t") for line in capsys.readouterr().out.splitlines()] == [2] * 4
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
+    results = toy_grid(only="data")
+    assert results["left_out"] == ["kl", "stack", "large"] and results["exact"] == {}
+    assert len(list((tmp_path / "runs" / "toy").iterdir())) == 4
+    shorter = toy_grid(only="data", tokens=600)["arms"]["whole"]
+    assert shorter["steps"] < results["arms"]["whole"]["steps"]
+    smaller = toy_grid(only="data", vocab_size=65)["arms"]["whole"]
+    assert smaller["parameters"] < results["arms"]["whole"]["parameters"]
+
+
+def test_the_family_is_shown_side_by_side(toy_grid, monkeypatch):
+    """Catches a student shown before its teacher, or beside another seed's, and the time of one
+    model given to another."""
+    load, loaded = compare_module.load_pretrained, []
+    monkeypatch.setattr(compare_module, "load_pretrained", lambda folder: (
+        loaded.append(folder.name.split("-")[1]), load(folder))[1])
+    monkeypatch.setattr(compare_module, "blanks", lambda *_: [("ba [MASK] be", "bi")])
+    monkeypatch.setattr(compare_module, "forward_seconds", lambda encoders, device: [
+        [0.001 * len(encoder.layers)] * 3 for encoder in encoders])
+    family = toy_grid(only="stack")["family"]
+    assert loaded == ["0", "0", "0"]
+    assert family["latency_ms"] == pytest.approx({"student": 1, "whole": 2, "half": 2})
+    (blank,) = family["blanks"]
+    assert blank["word"] == "bi" and blank["guesses"].startswith("ba [MASK] be\n")
+    assert blank["guesses"].splitlines()[2].split() == ["whole", "student"]
 
 
 @pytest.mark.parametrize("cores, memory, jobs", [(16, 80, 16), (16, 9, 4), (4, 1, 1)])
@@ -358,283 +503,14 @@ def test_a_gpu_gets_the_full_grid_and_as_many_runs_as_fit(cores, memory, jobs, t
     class Reached(Exception):
         pass
 
-    def stop(runs, jobs):
-        raise Reached(jobs, {"--num-hidden-layers 4" in " ".join(run.command) for run in runs})
+    def stop(jobs, at_once):
+        raise Reached(at_once, {"--num-hidden-layers 4" in " ".join(job.command) for job in jobs})
 
     monkeypatch.setattr(compare_module, "ROOT", tmp_path)
     monkeypatch.setattr(compare_module, "pick_device", lambda _: "cuda")
-    monkeypatch.setattr(compare_module, "expected_minutes", lambda *_: 1.0)
     monkeypatch.setattr(compare_module, "run_all", stop)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(compare_module.torch.cuda, "mem_get_info", lambda: (0, memory * 2**30))
     with pytest.raises(Reached) as reached:
         compare("auto", str(toy_text), "gpu", only="steps", tokens=20_000, vocab_size=70)
     assert reached.value.args == (jobs, {True})
-
-
-def test_minutes_are_said_before_and_after(toy_grid, capsys):
-    """Catches a plan without its minutes, or with them among the commands for another engine."""
-    lines = toy_grid(only="data", plan_only=True).splitlines()
-    said = capsys.readouterr()
-    assert re.search(r"^training will take about \d+ minutes of one thread", said.err, re.M)
-    assert len(lines) == 4 and all(line.count("\t") == 2 for line in lines)
-    toy_grid(only="data")
-    assert re.search(r"^training took \d+ minutes; the estimate was \d+$", capsys.readouterr().err,
-                     re.M)
-
-
-def without_seconds(results):
-    for claim in results["claims"]:
-        for arm in claim.get("arms", {}).values():
-            arm["seconds"] = []
-    return {**results, "seconds": 0, "family": {**results["family"], "latency_ms": {}}}
-
-
-def test_twice_the_same(toy_grid, tmp_path):
-    """Catches results that depend on anything but the settings, and arms outside the report."""
-    first = toy_grid()
-    assert [claim["id"] for claim in first["claims"]] == ["kl", "data", "steps", "stack"]
-    assert first["left_out"] == [] and first["family"]["latency_ms"].keys() == {
-        "student", "whole", "half"}
-    write_report(first, tmp_path / "report")
-    assert json.loads((tmp_path / "report" / "results.json").read_text()) == json.loads(
-        json.dumps(first))
-    text = (tmp_path / "report" / "report.md").read_text()
-    for part in ("a paper", "whole against half", "more text helps", "why not", "train_roberta.py",
-                 "student closes", "### The family", "distill.py", "\n| student | 1 | ",
-                 "--data-fraction 0.5", f"{first['claims'][1]['contrasts'][0]['gain']:+.3f}"):
-        assert part in text
-    assert verdict_table(first) in text and str(tmp_path) not in text.replace(first["corpus"], "")
-    shutil.rmtree(tmp_path / "runs")
-    assert without_seconds(toy_grid()) == without_seconds(first)
-
-
-def test_some_claims_only(toy_grid, tmp_path):
-    """Catches runs that nobody asked for, names that are not there, and an hour of runs before it
-    is said that one seed gives no interval."""
-    for count in (1, 11):
-        with pytest.raises(UserError, match=f"{count} seeds give no interval"):
-            toy_grid(seeds=count)
-    assert not (tmp_path / "runs").exists()
-    found = toy_grid(only="data")
-    assert [claim["id"] for claim in found["claims"]] == ["data"]
-    assert found["left_out"] == ["kl", "steps", "stack"]
-    assert "Not asked for: kl, steps, stack." in report(found, [])
-    assert len(list((tmp_path / "runs" / "toy").iterdir())) == 4
-    assert "--seed 0" in found["claims"][0]["arms"]["whole"]["command"]
-    logs = [json.loads(line) for line in (tmp_path / "results/toy/logs.jsonl").open()]
-    assert {(line["arm"], line["seed"]) for line in logs} == {
-        (name, seed) for name in ("whole", "half") for seed in (0, 1)}
-    own = next((tmp_path / "runs" / "toy").glob("half-1-*")) / "log.jsonl"
-    assert [json.loads(line) for line in own.open()] == [
-        {key: value for key, value in line.items() if key not in ("arm", "seed")}
-        for line in logs if (line["arm"], line["seed"]) == ("half", 1)]
-    shorter = toy_grid(only="data", tokens=300)["claims"][0]["arms"]["whole"]
-    assert shorter["steps"] < found["claims"][0]["arms"]["whole"]["steps"]
-    again = toy_grid(only="data", vocab_size=65)
-    assert (again["claims"][0]["arms"]["whole"]["parameters"]
-            < found["claims"][0]["arms"]["whole"]["parameters"])
-    with pytest.raises(UserError, match="no claim 'poetry'; the claims are kl, data, steps, stack"):
-        toy_grid(only="poetry")
-
-
-def test_figures(toy_grid, tmp_path):
-    """Catches a figure that is not drawn, or stops the report: also of arms that were refused."""
-    pytest.importorskip("matplotlib")
-    found = toy_grid(only="data,steps")
-    refused = found["claims"][1]["contrasts"][0]
-    refused |= {"gains": [], "verdict": "refused: other text"}
-    for key in ("gain", "low", "high"):
-        del refused[key]
-    write_report(found, tmp_path / "report")
-    for name in ("data", "steps", "verdicts"):
-        assert (tmp_path / "report" / f"{name}.png").stat().st_size > 5000
-        assert f"({name}.png)" in (tmp_path / "report" / "report.md").read_text()
-
-
-def made_up(arm, seed):
-    """Metrics of a run that nobody trained: its own loss, and one that memorises."""
-    loss = 4 + len(arm.name) / 50 + 0.01 * seed * len(arm.flags)
-    loss, training = (12.7, 0.3) if "one static" in arm.name else (loss, loss - 0.1)
-    held_out = {"mlm_loss": loss, "unigram_entropy": 6.1, "kl_to_teacher": loss / 9, "hash": "a"}
-    nsp = {"nsp_accuracy": 0.9, "nsp_majority": 0.5, "nsp_length": 0.5}
-    task = {"score": 0.9 - loss / 20, "majority": 0.2, "metric": "accuracy"}
-    return {"full-sentences": held_out, "segment-pair": {**held_out, **nsp}, "tokens": 1e6,
-            "train_loss": training, "last_fifth": 0.2, "tasks": {"a": task} if arm.tasks else {},
-            "curve": [(100, 6.0), (200, loss)], "seconds": 1.0, "epochs": 1,
-            "layers": 4, "parameters": 1, "disk": 1, "steps": 200}
-
-
-@pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """The figures of the whole table of claims, by name, with all of their texts laid out."""
-    pytest.importorskip("matplotlib")
-    from lab import figures
-    from lab.figures import CURVES
-
-    found = {}
-    save = figures.save
-    monkeypatch.setattr(figures, "save", lambda figure, path: (
-        save(figure, path), found.update({path.stem: figure})))
-    results = {arm: [made_up(arm, seed) for seed in range(3)]
-               for claim in CLAIMS for arm in arms_of(claim)}
-    claims = [judge_claim(claim, results) for claim in CLAIMS]
-    log = [{"arm": arm, "seed": seed, "step": step, **line}
-           for arm in CURVES
-           for seed in range(2) for step, line in (
-               (1, {"mlm": 8.0}), (2, {"mlm": 4.0 + seed}),
-               (2, {"eval": {"mlm_loss": 5.0, "unigram_entropy": 6.1}}))]
-    assert figures.draw_all({"claims": claims}, log, tmp_path) == list(found)
-    assert all((tmp_path / f"{name}.png").stat().st_size < 150_000 for name in found)
-    return found
-
-
-def seen(figure):
-    """The texts of a figure that are seen, each with its place in pixels."""
-    from matplotlib.text import Text
-
-    figure.draw_without_rendering()
-    hidden = {tick.label1 for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
-              for tick in axis.get_major_ticks()
-              if not min(axis.get_view_interval()) <= tick.get_loc() <= max(
-                  axis.get_view_interval())}
-    return [(text, text.get_window_extent()) for text in figure.findobj(Text)
-            if text.get_visible() and text.get_text().strip() and text not in hidden]
-
-
-def test_figures_can_be_read(drawn):
-    """Catches texts that overlap, are cut off at the edge or are too small, with the names and the
-    number of contrasts that are published."""
-    assert len(drawn) == len(CLAIMS) + 2
-    for name, figure in drawn.items():
-        texts = seen(figure)
-        for number, (text, place) in enumerate(texts):
-            assert text.get_fontsize() >= 9, (name, text)
-            assert -1 <= place.x0 and place.x1 <= figure.bbox.x1 + 1, (name, text)
-            assert -1 <= place.y0 and place.y1 <= figure.bbox.y1 + 1, (name, text)
-            for other, its_place in texts[:number]:
-                assert not place.padded(-1).overlaps(its_place.padded(-1)), (name, text, other)
-
-
-def test_figures_keep_nats_and_points_apart(drawn):
-    """Catches an axis with two units, an axis on which +0.4 and +1.4 look alike, and a gain whose
-    direction is not said."""
-    for claim in CLAIMS:
-        gains = [axes for axes in drawn[claim.id].axes if axes.get_xlabel().startswith("gain")]
-        units = ["points" if "points" in axes.get_xlabel() else "nats" for axes in gains]
-        tasks = [contrast.measure == "tasks" for contrast in claim.contrasts]
-        assert units == ["nats"] * (not all(tasks)) + ["points"] * any(tasks)
-        rows = [tasks.count(unit == "points") for unit in units]
-        assert [len(axes.get_yticks()) for axes in gains] == rows
-        for axes in gains:
-            assert axes.get_xscale() == "linear"
-            assert "first arm better" in [text.get_text() for text in axes.texts]
-    shown = [" ".join(label.get_text().split())
-             for axes in drawn["verdicts"].axes for label in axes.get_yticklabels()]
-    for claim in CLAIMS:
-        assert any(claim.says in label for label in shown), claim.id
-
-
-def test_figures_say_what_is_seen(drawn):
-    """Catches a gain that runs off its axis unseen, and curves without a title or a legend."""
-    texts = {name: " ".join(" ".join(text.get_text().split()) for text, _ in seen(figure))
-             for name, figure in drawn.items()}
-    gains = drawn["masking"].axes[1]
-    assert gains.get_xlim()[1] < 2.5 and "off the axis" in texts["masking"]
-    assert "nats, holds" in texts["masking"] and texts["masking"].count("memorised") == 1
-    for part in ("healthy", "memorised", "stopped early", "training", "held-out",
-                 "unigram entropy"):
-        assert part in texts["curves"]
-
-
-def test_terminal_and_report_again(toy_grid, tmp_path, monkeypatch, capsys):
-    """Catches verdicts that the terminal does not show, and a report that cannot be written again
-    from results.json alone."""
-    found = toy_grid(only="kl,data")
-    shown = verdict_lines(found)
-    for claim in found["claims"]:
-        assert re.search(rf"^{claim['id']} +{re.escape(claim['verdict'].upper())}: ", shown, re.M)
-        assert claim["found"].split(":")[0] in " ".join(shown.split())
-    assert max(map(len, shown.splitlines())) < 140
-    write_report(found, tmp_path / "results" / "toy")
-    before = (tmp_path / "results" / "toy" / "report.md").read_text()
-    (tmp_path / "results" / "toy" / "report.md").unlink()
-    monkeypatch.setattr(sys, "argv", ["lab", "report", "toy"])
-    monkeypatch.setattr("lab.__main__.ROOT", tmp_path)
-    main()
-    assert (tmp_path / "results" / "toy" / "report.md").read_text() == before
-    # Without matplotlib there are no figures, and the terminal says how to get them.
-    monkeypatch.setitem(sys.modules, "lab.figures", None)
-    monkeypatch.setattr(sys, "argv", ["lab", "report", "toy"])
-    main()
-    assert "python -m lab report toy" in capsys.readouterr().out
-    assert ".png)" not in (tmp_path / "results" / "toy" / "report.md").read_text()
-    monkeypatch.setattr(sys, "argv", ["lab", "report", "toyy"])
-    with pytest.raises(UserError, match="results.json is missing; make it with compare"):
-        main()
-
-
-def test_the_family_is_shown_side_by_side(toy_grid, monkeypatch):
-    """Catches a student shown before its teacher, or the time of one model given to another."""
-    monkeypatch.setattr(compare_module, "blanks", lambda *_: [("ba [MASK] be", "bi")])
-    monkeypatch.setattr(compare_module, "forward_seconds",
-                        lambda encoders, device: [
-                            [0.001 * len(encoder.layers)] * 3 for encoder in encoders])
-    family = toy_grid(only="stack")["family"]
-    assert family["latency_ms"] == pytest.approx({"student": 1, "whole": 2, "half": 2})
-    (blank,) = family["blanks"]
-    assert blank["word"] == "bi" and blank["guesses"].startswith("ba [MASK] be\n")
-    assert blank["guesses"].splitlines()[2].split() == ["whole", "student"]
-
-
-# ---- the report's tables
-
-def arm(teacher, scores):
-    floors = {"metric": "accuracy", "majority": 0.5, "bag_of_words": 0.7}
-    return {"teacher": teacher, "layers": 2, "parameters": 1000, "disk": 4_000_000,
-            "full-sentences": [{"mlm_loss": 4.0}, {"mlm_loss": 5.0}],
-            "last_fifth": [0.1, 0.2],
-            "tasks": [{"sst2": {**floors, "score": score}} for score in scores] or [{}, {}]}
-
-
-TIMED = {"latency_ms": {"big": 2.0, "small": 1.0},
-         "encoder_parameters": {"big": 800, "small": 500}}
-
-
-def test_the_family_in_one_table():
-    """Catches a model's figure in another's row, a median or a sum for the mean of the seeds."""
-    arms = {"big": arm(None, [0.9, 0.7]), "small": arm("big", [0.8, 0.7])}
-    lines = models_table(arms, TIMED).splitlines()
-    assert lines[2] == "| big | 2 | 1,000 | 800 | 4.0 | 2.00 | 4.500 | 0.800 |"
-    assert lines[3:] == ["| small | 2 | 1,000 | 500 | 4.0 | 1.00 | 4.500 | 0.750 |"]
-
-
-def test_tasks_that_were_not_done_have_no_columns():
-    """Catches a report that stops where a text of one's own has no tasks."""
-    arms = {"big": arm(None, []), "small": arm("big", [])}
-    assert task_scores(arms) == {}
-    assert models_table(arms, TIMED).splitlines()[-1].endswith("| 4.500 |")
-    some = {"big": arm(None, [0.9, 0.7]), "other": arm(None, [])}
-    parts = dict(curve=[], steps=1, epochs=1, tokens=[1], seconds=[1], command="", train_loss=[1.0])
-    parts["segment-pair"] = parts["full-sentences"] = [{"mlm_loss": 4.0}]
-    shown = "".join(_claim({"differs": "", "contrasts": [], "arms": {
-        name: {**one, **parts} for name, one in some.items()}}, drawn=False))
-    assert "Fine-tuned" not in shown  # one arm's scores compare with nothing
-    assert task_scores(some)["big"] == {"sst2, accuracy": [0.9, 0.7]}
-    assert task_scores(some)["(word overlap)"] == {"sst2, accuracy": []}
-
-
-@pytest.mark.parametrize("trained_on, says", [
-    ([3.5, 3.7], "was nearly done: it gains +0.500 nats from the student's budget, and the "
-                 "untaught student is 2.000 nats behind"),
-    ([2.9, 3.1], "was not done: it gains +1.100 nats from the student's budget, and the "
-                 "untaught student is 2.000 nats behind")])
-def test_a_report_says_whether_the_teacher_was_done(trained_on, says):
-    """Catches a teacher's third seed, which nobody trained on, in the mean of two."""
-    losses = {"big": [4.0, 4.2, 9.0], "big, trained on": trained_on, "untaught": [6.0, 6.2, 11.0]}
-    arms = {name: {"teacher": "big", "full-sentences": [{"mlm_loss": loss} for loss in found]}
-            for name, found in losses.items()}
-    claim = {"arms": arms, "contrasts": [{"second": "untaught"}]}
-    assert says in _teacher_not_done(claim)[0]
-    del arms["big, trained on"]
-    assert _teacher_not_done(claim) == []

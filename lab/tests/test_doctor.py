@@ -1,7 +1,6 @@
 """`python -m lab doctor`: troubles are planted in logs that the package's own code wrote."""
 import json
 import re
-import shlex
 import shutil
 import sys
 
@@ -12,8 +11,8 @@ from conftest import BUDGET, ROOT, TOY
 from minibert import training as training_module
 from lab.__main__ import main
 from lab.claims import Arm
-from lab.compare import Run, write_logs
-from lab.judge import arm_results, metrics_of
+from lab.measure import measure, write_logs
+from lab.plan import Job
 from minibert.errors import UserError, run_cli
 from lab import doctor as doctor_module
 from lab.doctor import CURES, columns, doctor, nearest_arm, picture, read_log, troubles
@@ -29,7 +28,7 @@ def runs(toy_text, tmp_path_factory):
     corpus = ["--corpus", str(toy_text), "--tasks", "none"]
     arms = {"roberta": ("train_roberta", TOY), "bert": ("train_bert", TOY),
             "student": ("distill", ["--teacher", str(folder / "roberta")])}
-    claim, done = {}, []
+    done = []
     for name, (script, more) in arms.items():
         flags = [*FLAGS, *corpus, *more, "--out", str(folder / name)]
         with pytest.MonkeyPatch.context() as patch:
@@ -39,11 +38,8 @@ def runs(toy_text, tmp_path_factory):
         arm, command = Arm(name, script), [f"{script}.py", *flags]
         for seed in range(2):
             out = plant(folder / name, folder / "published" / f"{name}-{seed}", lift=0.1 * seed)
-            done.append(Run(arm, seed, out, command, None, 0))
-        claim[name] = {**arm_results(arm, [metrics_of(run.out) for run in done[-2:]]),
-                       "command": shlex.join(["python", *command])}
-    results = {"claims": [{"id": "kl"}, {"id": "stack", "arms": claim}]}
-    (folder / "published" / "results.json").write_text(json.dumps(results))
+            done.append(Job(arm, seed, out, command, None, 0))
+    (folder / "published" / "results.json").write_text(json.dumps({"arms": measure(done)}))
     write_logs(done, folder / "published" / "logs.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(doctor_module, "PUBLISHED", folder / "published")
@@ -196,10 +192,9 @@ def test_the_nearest_arm_is_the_one_with_the_fewest_other_flags(runs, toy_text, 
     """Catches an arm of another script, flags that do not matter, and a longer run taken before
     one as long."""
     results = json.loads((runs / "published" / "results.json").read_text())
-    arms = results["claims"][1]["arms"]
-    arms["wide"] = {**arms["roberta"], "command": arms["roberta"]["command"] + " --mask-rate 0.3"}
-    arms["long"] = {**arms["roberta"], "command": arms["roberta"]["command"] + " --steps 400",
-                    "steps": 400}
+    arms, settings = results["arms"], results["arms"]["roberta"]["settings"]
+    arms["wide"] = {**arms["roberta"], "settings": {**settings, "mask_rate": 0.3}}
+    arms["long"] = {**arms["roberta"], "settings": {**settings, "steps": 400}, "steps": 400}
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(doctor_module, "PUBLISHED", tmp_path)
@@ -215,25 +210,21 @@ def test_the_nearest_arm_is_the_one_with_the_fewest_other_flags(runs, toy_text, 
 
 
 def test_published_runs_are_beside_themselves(monkeypatch):
-    """Catches published commands that the flags have moved away from, and alarms at runs that ended
-    well, whatever comparison is published."""
+    """Catches alarms at runs that ended well, whatever comparison is published."""
     published = ROOT / "results" / "cpu"
     monkeypatch.setattr(doctor_module, "PUBLISHED", published)
     results = json.loads((published / "results.json").read_text())
     logs = read_log(published / "logs.jsonl")
-    arms = results["claims"][-1]["arms"]  # each parse of a command takes a while
-    for name, arm in arms.items():
+    for name, arm in results["arms"].items():
         if not arm["steps"]:
             continue
-        script, *flags = shlex.split(arm["command"])[1:]
-        run, other = read_flags(script.removesuffix(".py"), flags)
-        found = nearest_arm(script.removesuffix(".py"), {**vars(run), **vars(other)})
+        found = nearest_arm(arm["script"], arm["settings"])
         assert found["apart"] == {} and found["steps"] == arm["steps"]
         for seed in range(len(arm["full-sentences"])):
             log = [line for line in logs if (line["arm"], line["seed"]) == (name, seed)]
             evals = [(arm["steps"], arm["full-sentences"][seed])]
             metrics = {"segment-pair": arm["segment-pair"][seed]}
-            wrong = troubles({**vars(run), **vars(other)}, log, evals, metrics, found)
+            wrong = troubles(arm["settings"], log, evals, metrics, found)
             assert not {"NOT FINITE", "LEARNING RATE TOO HIGH", "OTHER TEXT"} & {*wrong}, name
             assert columns(log).shape[1] == len([line for line in log if "mlm" in line])
 

@@ -13,7 +13,7 @@ from lab.exercises.explained import EXPLAINED
 from lab.exercises.pieces import PIECES
 from lab.tests.test_promises import flags_in, help_of
 
-from lab.judge import arms_of
+from lab.claims import arms_of
 from minibert.errors import UserError
 
 README = (ROOT / "lab" / "exercises" / "README.md").read_text(encoding="utf-8")
