@@ -188,7 +188,7 @@ def test_every_preset_builds_a_model_for_its_sequences(script, preset, monkeypat
 
 
 def test_scripts_build_their_architecture(monkeypatch):
-    """Would catch trap 22: RoBERTa without its own positions; an NSP head that is not asked for."""
+    """Would catch: RoBERTa without its own positions; an NSP head that is not asked for."""
     bert = model_config("bert", monkeypatch)
     assert (bert.model_type, bert.next_sentence, bert.type_vocab_size) == ("bert", True, 2)
     assert not model_config("bert", monkeypatch, "--no-nsp").next_sentence
@@ -298,7 +298,7 @@ def test_train_roberta_is_roberta_by_default(monkeypatch):
 
 
 def test_distill_is_distilbert_by_default(monkeypatch):
-    """Would catch trap 32: a default that is not Sanh et al. 2019's, or not the documented one."""
+    """Would catch: a default that is not Sanh et al. 2019's, or not the documented one."""
     run, made = start("distill", monkeypatch, "--preset", "base")
     assert (run.input_format, run.nsp, run.masking) == ("full-sentences", False, "dynamic")
     assert (run.adam_beta2, run.weight_decay, run.max_grad_norm) == (0.98, 0.0, 5.0)

@@ -1,21 +1,20 @@
-"""Prepared corpora and their tokenizers: what is trained on, held out, read again or refused."""
+"""Corpora: which documents are read, trained on, held out, prepared again or refused."""
 import gzip
 import hashlib
 import itertools
+import lzma
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tokenizers import Tokenizer
 
 from minibert.data import sentences_of as cut
 from minibert.errors import UserError
 from minibert.files import corpus
 from minibert.files.corpus import describe, prepare, read_documents
-from minibert.tokenizer import (BYTE_BPE, WORDPIECE, continuations, load_tokenizer, special_ids,
-                                train_tokenizer)
+from minibert.tokenizer import BYTE_BPE, WORDPIECE, special_ids, train_tokenizer
 
 SIZES = {"wordpiece": 70, "bpe": 280}
 KINDS = list(SIZES)
@@ -49,8 +48,117 @@ def make_documents(count):
 def sentences_of(text, tokenizer):
     """The documents of a corpus, decoded."""
     sentences = [tokenizer.decode(text.tokens[start:end].tolist()).strip()
-                 for start, end in text.bounds]
-    return [sentences[first:end] for first, end in zip(text.documents, text.documents[1:])]
+                 for start, end in text.sentences]
+    first = text.first_sentences
+    return [sentences[start:end] for start, end in zip(first, first[1:])]
+
+
+# The documents of a file or folder.
+
+
+def test_blank_lines_separate_documents(tmp_path):
+    """Would catch: blank lines that make empty documents, or spaces that join two."""
+    file = tmp_path / "a.txt"
+    file.write_text("\n \n one\ntwo\n\n\n \t \nthree  \n\n")
+    assert list(read_documents(file)) == [["one", "two"], ["three"]]
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", " \n\t\n  ", "\ufeff\n"])
+def test_text_without_text(tmp_path, content):
+    """Would catch: an empty document out of an empty file or one of white space."""
+    file = tmp_path / "a.txt"
+    file.write_text(content, encoding="utf-8")
+    assert list(read_documents(file)) == []
+
+
+def test_last_document_without_a_line_end(tmp_path):
+    """Would catch: the last document lost when no blank line follows it."""
+    file = tmp_path / "a.txt"
+    file.write_text("one\n\ntwo")
+    assert list(read_documents(file)) == [["one"], ["two"]]
+
+
+def test_byte_order_mark_and_windows_line_ends(tmp_path):
+    """Would catch: an invisible character in the first word; "\\r" taken for a word."""
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n")
+    assert list(read_documents(file)) == [["one", "two"], ["three"]]
+
+
+@pytest.mark.parametrize("name, opener", [("a.txt", open), ("a.gz", gzip.open),
+                                          ("a.txt.gz", gzip.open), ("a.xz", lzma.open)])
+def test_packed_files(tmp_path, name, opener):
+    """Would catch: a packed file read as it is."""
+    with opener(tmp_path / name, "wt", encoding="utf-8") as file:
+        file.write("größer 大\n\nzwei\n")
+    assert list(read_documents(tmp_path / name)) == [["größer 大"], ["zwei"]]
+
+
+def test_any_file_that_is_named_is_text(tmp_path):
+    """Would catch: a file of another ending refused, although it was named itself."""
+    (tmp_path / "corpus.md").write_text("one\n")
+    assert list(read_documents(tmp_path / "corpus.md")) == [["one"]]
+
+
+def test_folder_is_read_in_order(tmp_path):
+    """Would catch: the order of the disk, another one on each machine; other files read as text."""
+    for name in ("c.txt", "a/z.txt", "b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    with gzip.open(tmp_path / "a.gz", "wt") as file:
+        file.write("packed")
+    (tmp_path / "notes.md").write_text("no")
+    (tmp_path / "image.png").write_bytes(b"\xff\xd8")
+    assert list(read_documents(tmp_path)) == [["a/z.txt"], ["packed"], ["b.txt"], ["c.txt"]]
+
+
+def test_files_of_a_folder_do_not_run_together(tmp_path):
+    """Would catch: the last document of a file joined with the first of the next."""
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "b.txt").write_text("two\n")
+    assert list(read_documents(tmp_path)) == [["one"], ["two"]]
+
+
+def test_folder_with_the_name_of_a_file(tmp_path):
+    """Would catch: a folder called old.txt opened as if it were a file."""
+    (tmp_path / "old.txt").mkdir()
+    (tmp_path / "old.txt" / "a.txt").write_text("one\n")
+    assert list(read_documents(tmp_path)) == [["one"]]
+
+
+@pytest.mark.parametrize("before", [3, 20_000])
+def test_file_that_is_not_utf8(tmp_path, before):
+    """Would catch: a traceback, or an error that does not name the file or the right byte."""
+    file = tmp_path / "latin1.txt"
+    file.write_bytes(b"a" * before + b"\xe9\n")
+    with pytest.raises(UserError, match="latin1.txt") as caught:
+        list(read_documents(file))
+    named = re.search(r"byte (\d+)", str(caught.value))
+    assert named is None or int(named[1]) == before
+
+
+def cut_short(packed):
+    return packed[:len(packed) // 2]
+
+
+def damaged(packed):
+    middle = len(packed) // 2
+    return packed[:middle] + b"\xff" * 40 + packed[middle + 40:]
+
+
+def no_archive(packed):
+    return b"this is text\n" * 20
+
+
+@pytest.mark.parametrize("harm", [cut_short, damaged, no_archive])
+@pytest.mark.parametrize("name, pack", [("a.gz", gzip.compress), ("a.xz", lzma.compress)])
+def test_broken_archive(tmp_path, name, pack, harm):
+    """Would catch: a traceback when a download broke off; half of a corpus taken for all."""
+    draw = random.Random(0)
+    text = " ".join(str(draw.random()) for _ in range(5000)).encode()
+    (tmp_path / name).write_bytes(harm(pack(text)))
+    with pytest.raises(UserError, match=name):
+        list(read_documents(tmp_path / name))
 
 
 # Training and held-out text.
@@ -59,7 +167,7 @@ def sentences_of(text, tokenizer):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count, held_out_count", [(4, 2), (12, 2), (50, 4)])
 def test_held_out_documents_are_not_trained_on(tmp_path, kind, count, held_out_count):
-    """Would catch: a document in both parts, or in none, or a part of one in each (trap 41)."""
+    """Would catch: a document in both parts, or in none, or a part of one in each."""
     documents = make_documents(count)
     tokenizer, text, held_out, _ = prepare(write_text(tmp_path / "a.txt", documents), kind,
                                            SIZES[kind])
@@ -80,20 +188,21 @@ def test_held_out_documents_are_drawn(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_separator_after_each_document(tmp_path, kind):
-    """Would catch: bounds shifted by the separators, or tokens in no sentence (trap 38)."""
+    """Would catch: bounds shifted by the separators, or tokens in no sentence."""
     path = write_text(tmp_path / "a.txt", make_documents(12))
     tokenizer, *texts, _ = prepare(path, kind, SIZES[kind])
     for text in texts:
-        ends = text.bounds[text.documents[1:] - 1, 1]
+        ends = text.sentences[text.first_sentences[1:] - 1, 1]
         assert (text.tokens[ends] == special_ids(tokenizer).sep).all()
-        starts = np.append(text.bounds[:, 0], len(text.tokens))
-        gaps = starts[1:] - text.bounds[:, 1]
-        assert starts[0] == 0 and np.flatnonzero(gaps).tolist() == (text.documents[1:] - 1).tolist()
-        assert gaps.sum() == len(text.documents) - 1 and text.tokens.dtype == np.uint16
+        starts = np.append(text.sentences[:, 0], len(text.tokens))
+        gaps = starts[1:] - text.sentences[:, 1]
+        last_sentences = text.first_sentences[1:] - 1
+        assert starts[0] == 0 and np.flatnonzero(gaps).tolist() == last_sentences.tolist()
+        assert gaps.sum() == text.num_documents and text.tokens.dtype == np.uint16
 
 
 def test_tokenizer_is_trained_on_training_documents_only(tmp_path):
-    """Would catch: a vocabulary with the words of the held-out text in it (trap 41)."""
+    """Would catch: a vocabulary with the words of the held-out text in it."""
     own = [chr(ord("一") + n) for n in range(24)]  # each document has a character of its own
     path = write_text(tmp_path / "a.txt", [["the northern wall", sign * 3] for sign in own])
     tokenizer, text, held_out, _ = prepare(path, "wordpiece", 45)
@@ -105,7 +214,7 @@ def test_tokenizer_is_trained_on_training_documents_only(tmp_path):
 
 def test_a_large_text_gives_a_sample_for_the_vocabulary(tmp_path, monkeypatch):
     """Would catch: hours of counting words, a sample of the first documents of the file, and one
-    that takes in held-out text (trap 41)."""
+    that takes in held-out text."""
     monkeypatch.setattr(corpus, "VOCABULARY_TEXT", 9 * len("the northern wall" + 3 * "一"))
     own = [chr(ord("一") + n) for n in range(24)]
     path = write_text(tmp_path / "a.txt", [["the northern wall", sign * 3] for sign in own])
@@ -113,19 +222,19 @@ def test_a_large_text_gives_a_sample_for_the_vocabulary(tmp_path, monkeypatch):
     known = [sign for sign in own if sign in tokenizer.get_vocab()]
     assert len(known) == 9 and known not in (own[:9], own[-9:])
     unknown = np.flatnonzero(text.tokens == special_ids(tokenizer).unk)
-    assert len(unknown) == 3 * (22 - 9) and unknown[0] > text.bounds[2 * 9 - 1, 1]
+    assert len(unknown) == 3 * (22 - 9) and unknown[0] > text.sentences[2 * 9 - 1, 1]
     assert (held_out.tokens == special_ids(tokenizer).unk).sum() == 2 * 3
 
 
 def test_names_of_special_tokens_in_a_text(tmp_path):
-    """Would catch: "[MASK]" or "</s>" written in a text read as the special token (trap 15)."""
+    """Would catch: "[MASK]" or "</s>" written in a text read as the special token."""
     for kind, names in (("wordpiece", WORDPIECE), ("bpe", BYTE_BPE)):
         documents = [[f"{name} is a name, and so is x{name}y", *TEXT] for name in names * 2]
         path = write_text(tmp_path / f"{kind}.txt", documents)
         tokenizer, *texts, _ = prepare(path, kind, SIZES[kind])
         for text in texts:
             found = np.isin(text.tokens, list(special_ids(tokenizer)))
-            ends = text.bounds[text.documents[1:] - 1, 1]
+            ends = text.sentences[text.first_sentences[1:] - 1, 1]
             assert np.flatnonzero(found).tolist() == ends.tolist()
         given = prepare(path, "", 0, tokenizer)[1]  # the same with a tokenizer that was loaded
         assert np.array_equal(given.tokens, prepare(path, kind, SIZES[kind])[1].tokens)
@@ -133,16 +242,16 @@ def test_names_of_special_tokens_in_a_text(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_documents_without_tokens_are_left_out(tmp_path, kind):
-    """Would catch: documents of no sentence, on which the next step stumbles (trap 2)."""
+    """Would catch: documents of no sentence, on which the next step stumbles."""
     documents = make_documents(12) + [["\u200b"], ["\x01"]]
     path = write_text(tmp_path / "a.txt", documents)
     _, text, held_out, _ = prepare(path, kind, SIZES[kind])
     for part in (text, held_out):
-        assert (np.diff(part.documents) > 0).all() and (np.diff(part.bounds) > 0).all()
+        assert (np.diff(part.first_sentences) > 0).all() and (np.diff(part.sentences) > 0).all()
 
 
 def test_padding_and_truncation_of_a_given_tokenizer(tmp_path):
-    """Would catch: its padding or cut done to each sentence, or taken from the caller (trap 6)."""
+    """Would catch: its padding or cut done to each sentence, or taken from the caller."""
     path = write_text(tmp_path / "a.txt", make_documents(12))
     tokenizer = train_tokenizer(lambda: TEXT, "bpe", 280)
     plain = prepare(path, "", 0, tokenizer)[1]
@@ -165,6 +274,17 @@ def test_prepared_once(tmp_path, monkeypatch, data_folder):
     for one, two in zip(first[1] + first[2], second[1] + second[2]):
         assert np.array_equal(one, two)
     assert len(list((data_folder / "prepared").iterdir())) == 1
+
+
+def test_prepared_anew_where_an_array_is_missing(tmp_path, data_folder):
+    """Would catch: a folder of an older version, or one that somebody tidied up, which is never
+    mended."""
+    path = write_text(tmp_path / "a.txt", make_documents(8))
+    before = prepare(path, "wordpiece", 70)
+    [lost] = data_folder.glob("prepared/*/train.sentences.npy")
+    lost.unlink()
+    after = prepare(path, "wordpiece", 70)
+    assert after[3] == before[3] and np.array_equal(after[1].sentences, before[1].sentences)
 
 
 def test_prepared_anew_when_something_changed(tmp_path):
@@ -265,7 +385,7 @@ def test_two_runs_prepare_at_once(tmp_path, data_folder, monkeypatch):
 def test_names_with_spaces_and_accents(tmp_path, name):
     """Would catch: a path that is split at a space or cannot be made a folder's name."""
     write_text(tmp_path / name, make_documents(12))
-    assert len(prepare(str(tmp_path / name), "bpe", 280)[1].documents) == 11
+    assert len(prepare(str(tmp_path / name), "bpe", 280)[1].first_sentences) == 11
 
 
 def test_packed_text_is_the_same_text(tmp_path):
@@ -299,8 +419,8 @@ def test_name_of_a_script(data_folder):
     """Would catch: a script that cannot import minibert, is not run, or runs at every start."""
     (data_folder.parent / "beside_data.py").write_text("")
     (data_folder / "mine.py").write_text(MAKES_TEXT)
-    assert len(prepare("mine", "bpe", 270)[1].documents) == 11
-    assert len(prepare("mine", "bpe", 265)[1].documents) == 11
+    assert len(prepare("mine", "bpe", 270)[1].first_sentences) == 11
+    assert len(prepare("mine", "bpe", 265)[1].first_sentences) == 11
 
 
 def test_script_that_fails(data_folder):
@@ -325,7 +445,7 @@ def test_path_goes_before_a_name(tmp_path, data_folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     write_text(tmp_path / "mine" / "a.txt", make_documents(12))
-    assert len(prepare("mine", "bpe", 280)[1].documents) == 11
+    assert len(prepare("mine", "bpe", 280)[1].first_sentences) == 11
 
 
 @pytest.mark.parametrize("name", ["nothing", "no/such/file.txt", "no such name", "download"])
@@ -351,7 +471,7 @@ def test_folder_without_text(tmp_path):
 @pytest.mark.parametrize("content, count", [("", 0), ("\n \n", 0), ("a\nb\nc\nd\ne", 1),
                                             ("a\n\nb\n\nc", 3)])
 def test_too_few_documents(tmp_path, content, count):
-    """Would catch: no held-out text, or pairs from one document only (trap 2, trap 41)."""
+    """Would catch: no held-out text, or pairs from one document only."""
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(UserError, match=f"a.txt holds {count} documents; at least 4"):
         prepare(str(tmp_path / "a.txt"), "bpe", 280)
@@ -366,120 +486,8 @@ def test_files_that_are_no_text(tmp_path, content):
         prepare(str(tmp_path / "a.txt"), "wordpiece", 280)
 
 
-# Tokenizers.
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_trained_twice_is_the_same(kind):
-    """Would catch: ids in random order, so that no other machine can repeat a run (trap 12)."""
-    one, two = (train_tokenizer(lambda: TEXT, kind, SIZES[kind]) for _ in range(2))
-    assert one.get_vocab() == two.get_vocab()
-    assert one.to_str() == two.to_str()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_vocabulary_has_the_size_that_was_asked_for(kind):
-    """Would catch: another size than the model's table has rows, or ids with gaps."""
-    vocabulary = train_tokenizer(lambda: TEXT, kind, SIZES[kind]).get_vocab()
-    assert sorted(vocabulary.values()) == list(range(SIZES[kind]))
-    names = WORDPIECE if kind == "wordpiece" else BYTE_BPE
-    assert [vocabulary[name] for name in names] == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_vocabulary_that_does_not_fit(kind):
-    """Would catch: an error that does not name the size that would do, or a wrong one."""
-    for wrong in (20, 5000):
-        with pytest.raises(UserError) as caught:
-            train_tokenizer(lambda: TEXT, kind, wrong)
-        size = int(str(caught.value).split("use --vocab-size ")[1].split()[0])
-        assert size != wrong
-        assert train_tokenizer(lambda: TEXT, kind, size).get_vocab_size() == size
-
-
-@pytest.mark.parametrize("kind, names, pair, types", [
-    ("wordpiece", WORDPIECE, "[CLS] A [SEP] B [SEP]", [0, 0, 0, 1, 1]),
-    ("bpe", BYTE_BPE, "<s> A </s> </s> B </s>", [0, 0, 0, 0, 0, 0])])
-def test_pairs_of_the_tokenizer(kind, names, pair, types):
-    """Would catch: RoBERTa's pairs with one </s>, or BERT's without token types (trap 1)."""
-    tokenizer = train_tokenizer(lambda: ["a b c d"] * 4, kind, 9 if kind == "wordpiece" else 264)
-    encoding = tokenizer.encode("a", "b")
-    shown = [token.replace("Ġ", "").replace("a", "A").replace("b", "B") if token not in names
-             else token for token in encoding.tokens]
-    assert " ".join(shown) == pair
-    assert encoding.type_ids == types
-    assert tokenizer.encode("a").tokens[0] == names[2]
-    assert tokenizer.encode("a").tokens[2:] == [names[3]]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_specials(tmp_path, kind):
-    """Would catch: the roles of the special tokens mixed up, before or after a file (trap 5)."""
-    tokenizer = train_tokenizer(lambda: TEXT, kind, SIZES[kind])
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    for found in (tokenizer, load_tokenizer(tmp_path / "tokenizer.json")):
-        special = special_ids(found)
-        names = [found.id_to_token(id) for id in special]
-        assert names == list(WORDPIECE if kind == "wordpiece" else BYTE_BPE)
-        assert special._fields == ("pad", "unk", "cls", "sep", "mask")
-        assert found.decode(list(special)) == ""
-
-
-def test_tokenizer_without_a_special_token():
-    """Would catch: a missing [MASK] that becomes id None, or 0, deep in a run (trap 9)."""
-    broken = train_tokenizer(lambda: TEXT, "wordpiece", 70).to_str().replace("[MASK]", "[HIDE]")
-    with pytest.raises(UserError, match="special tokens"):
-        special_ids(Tokenizer.from_str(broken))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_continuations(kind):
-    """Would catch: Ġ read like ##, although it starts a word and ## continues one (trap 42)."""
-    tokenizer = train_tokenizer(lambda: TEXT, kind, SIZES[kind])
-    continues = continuations(tokenizer)
-    assert continues.shape == (SIZES[kind],) and continues.dtype == torch.bool
-    assert not continues[list(special_ids(tokenizer))].any()
-    # In byte-level BPE a space tells that a word starts, and a sentence does not begin with one.
-    encoding = tokenizer.encode(f" {TEXT[0]}", add_special_tokens=False)
-    first = [one != two for one, two in zip([None, *encoding.word_ids], encoding.word_ids)]
-    assert (~continues[encoding.ids]).tolist() == first
-    assert 0 < sum(first) < len(first)
-
-
-def test_wordpiece_is_uncased_and_bpe_is_not():
-    """Would catch: capitals and accents told apart by BERT, or lost by RoBERTa; bytes unknown."""
-    wordpiece = train_tokenizer(lambda: [*TEXT, "cafe"], "wordpiece", 70)
-    assert wordpiece.encode("Café HARBOUR").ids == wordpiece.encode("cafe harbour").ids
-    bpe = train_tokenizer(lambda: TEXT, "bpe", 280)
-    assert bpe.decode(bpe.encode("Café 日本 🙂").ids) == "Café 日本 🙂"
-    assert special_ids(bpe).unk not in bpe.encode("日本 🙂").ids
-
-
-def test_no_space_is_made_up():
-    """Would catch: a space that the text does not have, before it or after <mask>: "<mask>." would
-    end in another token than "wall." in training (trap 42)."""
-    bpe = train_tokenizer(lambda: TEXT, "bpe", 280)
-    for text in ("harbour <mask>.", "harbour<mask>, wall", "<mask>s <mask> <mask>."):
-        assert bpe.decode(bpe.encode(text).ids, skip_special_tokens=False) == (
-            f"<s>{text.replace(' <mask>', '<mask>')}</s>")
-
-
-@pytest.mark.parametrize("content", ["", "{", "{}", '{"model": 3}', "\xff\xfe"])
-def test_broken_tokenizer_file(tmp_path, content):
-    """Would catch: a traceback out of the library that does not name the file."""
-    (tmp_path / "tokenizer.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match="tokenizer.json is not a tokenizer"):
-        load_tokenizer(tmp_path / "tokenizer.json")
-
-
-def test_missing_tokenizer_file(tmp_path):
-    """Would catch: a traceback where the folder of a run was mistyped."""
-    with pytest.raises(UserError, match="tokenizer.json is missing"):
-        load_tokenizer(tmp_path / "tokenizer.json")
-
-
 def test_sentences_on_disk_are_those_of_the_text(tmp_path):
-    """Would catch: sentences joined or cut between the reader and the arrays (trap 3)."""
+    """Would catch: sentences joined or cut between the reader and the arrays."""
     (tmp_path / "a.txt").write_text("One is here. Two is there!\nthree\n\n" * 8)
     tokenizer, text, _, _ = prepare(str(tmp_path / "a.txt"), "bpe", 270)
     assert sentences_of(text, tokenizer) == [

@@ -39,7 +39,7 @@ def run(toy_text, teachers, tmp_path, run_script, monkeypatch, float64):
 
 
 def test_teacher_does_not_learn(run):
-    """Would catch trap 31: a teacher for which gradients are computed, though nobody needs them."""
+    """Would catch: a teacher for which gradients are computed, though nobody needs them."""
     seen = run()
     assert len(seen.answers) == 2  # one for each step
     assert not any(answer.mlm_logits.requires_grad for answer in seen.answers)

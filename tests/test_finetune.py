@@ -137,7 +137,7 @@ def test_same_seed_same_classifier(run, task_dir):
     assert same == [True, False]
 
 
-def test_trap_40_all_families_by_one_rule():
+def test_all_families_by_one_rule():
     """Catches a head that reads [CLS] for some, or a pooler that only BERT's pretraining made."""
     shapes = {model_type: {name: tuple(weight.shape) for name, weight in SequenceClassifier(
         ModelConfig(**{**vars(CONFIG), "model_type": model_type, "next_sentence": False}), 3)
@@ -146,7 +146,7 @@ def test_trap_40_all_families_by_one_rule():
     assert shapes["bert"] == shapes["roberta"] == shapes["distilbert"]
 
 
-def test_trap_40_reads_the_mean_of_what_is_no_padding(monkeypatch):
+def test_reads_the_mean_of_what_is_no_padding(monkeypatch):
     """Catches a classifier that reads [CLS] alone, or padding, too."""
     model = SequenceClassifier(CONFIG, 3).eval()
     hidden = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))

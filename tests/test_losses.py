@@ -35,14 +35,14 @@ LOGITS = draw(3, 4, 9)
 # Masked language model
 
 def test_mlm_loss_is_the_mean_over_predictions():
-    """Would catch trap 7: slots without a prediction that count; token 0 taken for "ignore"."""
+    """Would catch: slots without a prediction that count; token 0 taken for "ignore"."""
     log_p = log_softmax(LOGITS)
     expected = -(log_p[0, 0, 5] + log_p[1, 0, 2] + log_p[1, 2, 0] + log_p[1, 3, 7]) / 4
     assert mlm_loss(LOGITS, LABELS).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_ignored_slots_change_nothing():
-    """Would catch trap 7: a loss or a gradient that reads logits where nothing is predicted."""
+    """Would catch: a loss or a gradient that reads logits where nothing is predicted."""
     ignored = LABELS == IGNORE
     other = LOGITS + 100 * ignored[:, :, None] * draw(3, 4, 9, seed=1)
     assert mlm_loss(other, LABELS) == mlm_loss(LOGITS, LABELS)
@@ -52,7 +52,7 @@ def test_ignored_slots_change_nothing():
 
 
 def test_no_predictions_are_a_loss_of_zero():
-    """Would catch trap 10: 0 / 0, a loss and gradients of NaN from a batch with no predictions."""
+    """Would catch: 0 / 0, a loss and gradients of NaN from a batch with no predictions."""
     nothing, hidden = torch.full((3, 4), IGNORE), draw(3, 4, 6)
     none = torch.zeros(3, 4, dtype=torch.bool)
     for loss, at in ((lambda x: mlm_loss(x, nothing), LOGITS),
@@ -95,7 +95,7 @@ TEACHER = draw(3, 4, 9, seed=2)
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 def test_soft_targets_are_kl_of_student_from_teacher(temperature):
-    """Would catch trap 28 and trap 30: the arguments swapped; T squared missing."""
+    """Would catch: the arguments swapped; T squared missing."""
     student, teacher = log_softmax(LOGITS / temperature), log_softmax(TEACHER / temperature)
     expected = temperature**2 * (np.exp(teacher) * (teacher - student)).sum(-1).mean()
     swapped = temperature**2 * (np.exp(student) * (student - teacher)).sum(-1).mean()
@@ -105,7 +105,7 @@ def test_soft_targets_are_kl_of_student_from_teacher(temperature):
 
 
 def test_soft_target_loss_is_a_mean_over_positions():
-    """Would catch trap 29: `batchmean` of three dimensions, which grows with the length."""
+    """Would catch: `batchmean` of three dimensions, which grows with the length."""
     loss = soft_target_loss(LOGITS, TEACHER, 2.0)
     assert torch.allclose(soft_target_loss(LOGITS.flatten(0, 1), TEACHER.flatten(0, 1), 2.0), loss)
     double = LOGITS.repeat(1, 2, 1), TEACHER.repeat(1, 2, 1)
@@ -117,7 +117,7 @@ def test_soft_target_loss_is_a_mean_over_positions():
 
 
 def test_soft_targets_match_logits_at_high_temperature():
-    """Would catch trap 30: T or T squared missing. The limit is half the squared difference."""
+    """Would catch: T or T squared missing. The limit is half the squared difference."""
     difference = LOGITS - TEACHER
     # Hinton et al. 2015, section 2.1: (z - v) / N, here for logits that need not have mean zero.
     limit = (difference - difference.mean(-1, keepdim=True)) / 9 / 12  # 9 tokens, 12 positions
@@ -128,7 +128,7 @@ def test_soft_targets_match_logits_at_high_temperature():
 
 
 def test_equal_models_have_no_soft_target_or_cosine_loss():
-    """Would catch trap 33: a student like its teacher that is still pulled somewhere."""
+    """Would catch: a student like its teacher that is still pulled somewhere."""
     hidden = draw(3, 4, 6)
     assert soft_target_loss(LOGITS, LOGITS, 2.0).item() == pytest.approx(0, abs=1e-6)
     assert cosine_loss(hidden, hidden).item() == pytest.approx(0, abs=1e-6)
@@ -198,7 +198,7 @@ def in_micro_batches(loss, at, rows, denominator):
 
 
 def test_micro_batches_add_up_to_the_whole():
-    """Would catch trap 26: the mean of the micro-batches' means, whose counts differ."""
+    """Would catch: the mean of the micro-batches' means, whose counts differ."""
     valid = LABELS != IGNORE  # 1, 3 and 0 in the three rows
     hidden = draw(3, 4, 6, seed=1)
     cut = lambda tensor, row: tensor if row is None else tensor[row:row + 1]
@@ -222,7 +222,7 @@ def test_micro_batches_add_up_to_the_whole():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_losses_are_computed_in_float32(dtype):
-    """Would catch trap 27: a softmax, a KL or a mean in 8 bits of precision, under autocast."""
+    """Would catch: a softmax, a KL or a mean in 8 bits of precision, under autocast."""
     logits, teacher, pairs = LOGITS.to(dtype), TEACHER.to(dtype), draw(3, 2).to(dtype)
     a, b = draw(3, 4, 6).to(dtype), draw(3, 4, 6, seed=1).to(dtype)
     follows = torch.tensor([0, 1, 1])

@@ -97,7 +97,7 @@ TYPES = (torch.arange(9) > 3).long().expand(4, 9)
 @pytest.mark.parametrize("act", reference.ACTIVATIONS)
 @pytest.mark.parametrize("kind", READ.values(), ids=READ.keys())
 def test_model_equals_the_numpy_code(kind, act, attention):
-    """Would catch traps 17 to 22: any line of the model that is not the papers'. The attention mask
+    """Would catch: any line of the model that is not the papers'. The attention mask
     may come in any type, and in its place or in that of the token types may be nothing."""
     model = shaken(attention, hidden_act=act, hidden_dropout_prob=0.4,
                    attention_probs_dropout_prob=0.4, **kind).eval()
@@ -118,7 +118,7 @@ def draw_dropout(x, rate):
 @pytest.mark.parametrize("hidden, attended", [(0.3, 0.5), (0.3, 0.0), (0.0, 0.5)])
 @pytest.mark.parametrize("kind", READ.values(), ids=READ.keys())
 def test_dropout_equals_the_numpy_code(kind, hidden, attended, attention):
-    """Would catch trap 18: dropout at another place, at another rate, before its norm or after the
+    """Would catch: dropout at another place, at another rate, before its norm or after the
     residual. Both models draw from torch's generator, in the same order and shapes."""
     model = shaken(attention, hidden_dropout_prob=hidden, attention_probs_dropout_prob=attended,
                    **kind).train()
@@ -160,7 +160,7 @@ def test_a_mask_of_ones_costs_no_digits(attention):
 
 
 def test_masks_and_token_types_are_named():
-    """Would catch trap 19: token types that are passed in the place of the attention mask."""
+    """Would catch: token types that are passed in the place of the attention mask."""
     ids, mask = sentences()
     with pytest.raises(TypeError):
         tiny()(ids, mask)
@@ -172,7 +172,7 @@ def test_masks_and_token_types_are_named():
 @BOTH
 @pytest.mark.parametrize("precision", ["float32", "bfloat16 autocast", "float16"])
 def test_a_row_of_padding_is_finite(attention, precision):
-    """Would catch trap 27: minus infinity, or -1e9 in half precision: NaN in an empty row."""
+    """Would catch: minus infinity, or -1e9 in half precision: NaN in an empty row."""
     model = tiny(attn_implementation=attention)
     if precision == "float16":
         model = model.half()
@@ -205,7 +205,7 @@ def loaded(weights, assign=False):
 
 @pytest.mark.parametrize("change", AFTER.values(), ids=AFTER.keys())
 def test_decoder_is_the_word_table(change):
-    """Would catch trap 21: a tie that is a copy, is lost on the way, or adds the bias twice."""
+    """Would catch: a tie that is a copy, is lost on the way, or adds the bias twice."""
     model = change(tiny())
     ids, _ = sentences()
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_decoder_is_the_word_table(change):
 
 
 def test_decoder_teaches_the_word_table():
-    """Would catch trap 21: a decoder that reads a detached table, or a bias that is not free."""
+    """Would catch: a decoder that reads a detached table, or a bias that is not free."""
     model = tiny()
     ids, _ = sentences()
     mlm_loss(model(ids).mlm_logits, ids).backward()
@@ -250,7 +250,7 @@ def count(module):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_counts_are_the_published_ones(name):
-    """Would catch trap 21: a table counted twice; and a layer, bias or norm too many or few."""
+    """Would catch: a table counted twice; and a layer, bias or norm too many or few."""
     encoder, with_pooler, masked_lm, pretraining = PUBLISHED[name]
     if name == "distilbert-base-cased":
         config = dataclasses.replace(ModelConfig.preset("distilbert-base"), vocab_size=28996)
@@ -272,7 +272,7 @@ def test_parameter_counts_are_the_published_ones(name):
 @pytest.mark.parametrize("kind, longest", [(BERT, 14), (ROBERTA, 12), (DISTILBERT, 14)],
                          ids=NAMES)
 def test_the_longest_input_fits(kind, longest):
-    """Would catch trap 22: a table without RoBERTa's two rows more, or an index error."""
+    """Would catch: a table without RoBERTa's two rows more, or an index error."""
     model = tiny(**kind)
     assert model.config.max_length == longest
     assert torch.isfinite(model(torch.full((1, longest), 7)).mlm_logits).all()
@@ -281,7 +281,7 @@ def test_the_longest_input_fits(kind, longest):
 
 
 def test_published_models_read_512_tokens():
-    """Would catch trap 22: RoBERTa's 514 rows taken for 514 tokens."""
+    """Would catch: RoBERTa's 514 rows taken for 514 tokens."""
     for name in PUBLISHED:
         if name != "distilbert-base-cased":
             assert ModelConfig.preset(name).max_length == 512, name
@@ -399,7 +399,7 @@ def test_initial_weights_are_bert_s(kind):
 
 @pytest.mark.parametrize("preset", ["bert-base", "roberta-base", "tiny", "small"])
 def test_first_loss_is_that_of_a_uniform_guess(preset):
-    """Would catch trap 36: weights that are not initialised, or hidden states that are scaled."""
+    """Would catch: weights that are not initialised, or hidden states that are scaled."""
     config = dataclasses.replace(ModelConfig.preset(preset), vocab_size=1000, intermediate_size=64,
                                  num_hidden_layers=1, max_position_embeddings=40)
     model = MaskedLM(config).eval()

@@ -359,7 +359,7 @@ class SecondRun:
     for script, changes in CASES])
 def test_updates_are_the_recipe_s(script, changes, toy_text, teachers, tmp_path, run_script, steps,
                                   capsys, float64):
-    """Would catch traps 7, 18, 23 to 26, 30 to 33 and 39: an argument of the script that is not
+    """Would catch: an argument of the script that is not
     passed on, a flag that is not read, a loss that is divided by something else, padding or an
     unused slot that counts, dropout in the teacher, another optimizer, schedule or clipping."""
     second = SecondRun(script, changes, toy_text, teachers)

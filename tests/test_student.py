@@ -40,7 +40,7 @@ def student_of(teacher, seed=0, **settings):
 
 
 def test_layer_map_is_the_published_one():
-    """Would catch trap 34: 0, 2, 4, 6, 8, 10, which leaves the teacher's last layer out."""
+    """Would catch: 0, 2, 4, 6, 8, 10, which leaves the teacher's last layer out."""
     assert layer_map(12, 6) == [0, 2, 4, 7, 9, 11]
     assert layer_map(8, 4) == [0, 2, 5, 7]
     assert layer_map(4, 2) == [0, 3]
@@ -48,7 +48,7 @@ def test_layer_map_is_the_published_one():
 
 
 def test_layer_maps_rise_from_the_first_to_the_last_layer():
-    """Would catch trap 34: a rule that fits 12 to 6 only, or takes one layer twice."""
+    """Would catch: a rule that fits 12 to 6 only, or takes one layer twice."""
     for teacher in range(1, 25):
         assert layer_map(teacher, teacher) == list(range(teacher))
         for student in range(2, teacher + 1):
@@ -59,7 +59,7 @@ def test_layer_maps_rise_from_the_first_to_the_last_layer():
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 def test_student_starts_as_the_teachers_layers(kind):
-    """Would catch trap 34: a layer, an embedding or the head that is not the teacher's."""
+    """Would catch: a layer, an embedding or the head that is not the teacher's."""
     teacher = make_teacher(num_hidden_layers=6, **kind)
     student, layers = student_of(teacher, student_layers=4)
     assert layers == [0, 2, 3, 5] and student.config.num_hidden_layers == 4
@@ -77,7 +77,7 @@ def test_student_starts_as_the_teachers_layers(kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 def test_student_does_not_share_the_teachers_weights(kind):
-    """Would catch trap 34: tensors that are not copied, or token types folded in in place."""
+    """Would catch: tensors that are not copied, or token types folded in in place."""
     teacher = make_teacher(**kind)
     before = copy.deepcopy(teacher.state_dict())
     student, _ = student_of(teacher, student_layers=2)
@@ -92,7 +92,7 @@ def test_student_does_not_share_the_teachers_weights(kind):
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 @pytest.mark.parametrize("depth, layers", [(4, [0, 1, 2, 3]), (2, [0, 3])])
 def test_student_equals_the_numpy_code(kind, depth, layers, float64):
-    """Would catch trap 33: a student that is not its teacher with layers left out. For the student
+    """Would catch: a student that is not its teacher with layers left out. For the student
     of a BERT, whose token types are folded into its positions, all of the text is segment A."""
     # A DistilBERT's epsilon is always 1e-12, so a BERT that becomes one has it, too.
     teacher = make_teacher(num_hidden_layers=4, **kind,

@@ -66,7 +66,7 @@ def test_untaught_student_learns_from_hard_labels_alone(family):
     assert all(line["loss"] == pytest.approx(2 * line["mlm"], rel=1e-6) for line in losses)
 
 
-def test_trap_37_other_evaluation_set_is_refused(family, tmp_path):
+def test_other_evaluation_set_is_refused(family, tmp_path):
     """Catches losses side by side that were measured on different targets."""
     shutil.copytree(family / "roberta", tmp_path / "other")
     path = tmp_path / "other" / "metrics.json"
@@ -97,7 +97,7 @@ def test_a_task_done_on_other_rows_is_refused(family, tmp_path):
     assert " other |" in family_table([str(family / "bert"), str(tmp_path / "other")])
 
 
-def test_trap_39_budget_is_logged(family):
+def test_budget_is_logged(family):
     """Catches arms whose tokens, targets and steps cannot be compared."""
     for name in ("bert", "roberta", "distilbert", "untaught"):
         metrics = json.loads((family / name / "metrics.json").read_text())

@@ -38,7 +38,7 @@ CONFIG = ModelConfig(vocab_size=120, hidden_size=16, num_hidden_layers=2, num_at
 # ---- optimizer and schedule
 
 
-def test_trap_25_schedule():
+def test_schedule():
     """Catches a rate that jumps at the end of the warm-up, or does not end at 0."""
     rates = [learning_rate(step, RUN) for step in range(RUN.steps + 1)]
     assert rates[0] == 0 and rates[RUN.steps] == 0
@@ -48,7 +48,7 @@ def test_trap_25_schedule():
     assert max(steps_up) == pytest.approx(1e-4) and max(steps_down) == pytest.approx(1e-3 / 90)
 
 
-def test_trap_25_no_warmup_has_no_idle_step():
+def test_no_warmup_has_no_idle_step():
     """Catches a first update at rate 0 where no warm-up was asked for; one that is asked for, but
     rounds to nothing, still begins at 0."""
     rates = [learning_rate(step, dataclasses.replace(RUN, warmup=0.0)) for step in range(101)]
@@ -58,7 +58,7 @@ def test_trap_25_no_warmup_has_no_idle_step():
 
 def test_matrices_are_decayed_and_nothing_else():
     """Catches a bias or a LayerNorm that is decayed, whatever its name; a matrix or an embedding
-    that is not; a parameter in both groups, or in neither (trap 23)."""
+    that is not; a parameter in both groups, or in neither."""
     model = nn.ModuleList([MaskedLM(CONFIG), nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))])
     decayed, others = optimizer_groups(model, 0.25)
     assert decayed["weight_decay"] == 0.25 and others["weight_decay"] == 0
@@ -128,7 +128,7 @@ def test_compile_without_a_compiler(toy_text, tmp_path, run_script, monkeypatch)
     assert not (tmp_path / "run").exists()
 
 
-def test_trap_35_overfits_one_batch():
+def test_overfits_one_batch():
     """Catches anything that keeps the model from learning: masks, heads, gradients, schedule."""
     torch.manual_seed(0)
     ids = torch.randint(5, 120, (8, 16))
@@ -190,7 +190,7 @@ def held_out(toy_text):
     return tokenizer, text
 
 
-def test_trap_16_evaluation_is_fixed(held_out):
+def test_evaluation_is_fixed(held_out):
     """Catches masks redrawn at each evaluation, and dropout left on."""
     tokenizer, text = held_out
     run = dataclasses.replace(RUN, seq_length=16, eval_targets=20)
@@ -241,7 +241,7 @@ def test_evaluation_is_as_precise_as_training(toy_text, tmp_path, run_script, mo
     assert seen == {(True, torch.bfloat16), (False, torch.bfloat16)}
 
 
-def test_trap_37_hash_sees_every_part(held_out):
+def test_hash_sees_every_part(held_out):
     """Catches losses that count as comparable though another token was asked for, at another
     place, or beside other words."""
     tokenizer, text = held_out
