@@ -288,7 +288,7 @@ class Training:
         log = self.out / "log.jsonl"
         sync(log)  # a resume goes on with it
         state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(),
-                 "cursor": self.batches.cursor, "logged": log.stat().st_size if log.exists() else 0,
+                 "cursor": self.batches.cursor, "logged": log.stat().st_size,
                  **{name: getattr(self, name) for name in COUNTED}}
         with atomic_write(self.out / "checkpoint.pt") as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
@@ -309,10 +309,10 @@ class Training:
                     from None
         if self.rank:
             return
-        if (log.stat().st_size if log.exists() else 0) < logged:
+        log.touch()
+        if log.stat().st_size < logged:
             raise UserError(f"{log} has lost lines about the {self.step} steps that are done; put "
                             f"it back, or delete {path} to start again")
-        if log.exists():
-            os.truncate(log, logged)
+        os.truncate(log, logged)
         if path.exists():
             print(f"{self.out}: continues at step {self.step} of {self.run.steps}", flush=True)

@@ -1,11 +1,21 @@
-"""What is measured beside the loss: a teacher's nearness, and what an NSP accuracy is worth."""
+"""The fixed evaluation: losses, baselines, a teacher's nearness, what an NSP accuracy is worth."""
+import dataclasses
+import math
+
 import pytest
 import torch
 
+import minibert.evaluation as evaluation_module
 from minibert import MaskedLM, ModelConfig
+from minibert.config import RunConfig
 from minibert.data import Batch
-from minibert.evaluation import evaluate, nsp_scores
-from minibert.masking import IGNORE
+from minibert.evaluation import evaluate, evaluation_set, nsp_scores
+from minibert.files.corpus import prepare
+from minibert.masking import IGNORE, DynamicMasker
+
+RUN = RunConfig(out="-")
+TOY_CONFIG = ModelConfig(vocab_size=120, hidden_size=16, num_hidden_layers=2,
+                         num_attention_heads=2, intermediate_size=32, max_position_embeddings=32)
 
 CONFIG = ModelConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                      intermediate_size=32, max_position_embeddings=16, initializer_range=0.3)
@@ -94,3 +104,76 @@ def test_pairs_of_one_kind_tell_nothing(kind):
     result = evaluate(MaskedLM(CONFIG), batch._replace(is_random_next=torch.full((40,), kind)))
     assert all(value == value for value in result.values()) and "nsp_accuracy" not in result
     assert "sentence_order" in evaluate(MaskedLM(CONFIG), batch)
+
+
+@pytest.fixture
+def held_out(toy_text):
+    tokenizer, _, text, _ = prepare(str(toy_text), "wordpiece", 70)
+    return tokenizer, text
+
+
+def test_evaluation_is_fixed(held_out):
+    """Catches masks redrawn at each evaluation, and dropout left on."""
+    tokenizer, text = held_out
+    run = dataclasses.replace(RUN, seq_length=16, eval_targets=20)
+    model = MaskedLM(TOY_CONFIG).train()
+    results = [evaluate(model, evaluation_set(text, "full-sentences",
+                                              dataclasses.replace(run, seed=seed, batch_size=b),
+                                              tokenizer, "cpu"), size)
+               for seed, b, size in ((0, 8, 256), (1, 16, 256), (2, 32, 3))]
+    assert model.training
+    assert results[0] == results[1]
+    assert results[0]["hash"] == results[2]["hash"]
+    assert results[0]["mlm_loss"] == pytest.approx(results[2]["mlm_loss"], abs=1e-5)
+    assert 20 <= results[0]["targets"] <= 22
+
+
+def test_evaluation_in_slices_is_the_same(held_out, monkeypatch):
+    """Catches rows that are lost or doubled where few are masked, or evaluated, at a time."""
+    tokenizer, text = held_out
+    run = dataclasses.replace(RUN, seq_length=16, eval_targets=15)
+    model = MaskedLM(TOY_CONFIG)
+    whole = evaluation_set(text, "segment-pair", run, tokenizer, "cpu")
+    result = evaluate(model, whole, teacher=model)
+    masked, mask = [], DynamicMasker.__call__
+    monkeypatch.setattr(DynamicMasker, "__call__", lambda self, batch: (
+        masked.append(len(batch.input_ids)), mask(self, batch))[1])
+    monkeypatch.setattr(evaluation_module, "MASKED_AT_A_TIME", 3)
+    sliced = evaluation_set(text, "segment-pair", run, tokenizer, "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(whole, sliced) if isinstance(a, torch.Tensor))
+    assert sum(masked) - 3 < len(sliced.labels) <= sum(masked) < 15 and set(masked) == {3}
+    monkeypatch.setattr(evaluation_module, "MOST_LOGITS", 3 * 2 * TOY_CONFIG.vocab_size)
+    rows = []
+    model.register_forward_hook(lambda _, given, output: rows.append(len(output.hidden)))
+    again = evaluate(model, sliced, teacher=model)
+    close = {name: pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
+             for name, value in result.items()}
+    assert max(rows) == 3 and again == close
+
+
+def test_hash_sees_every_part(held_out):
+    """Catches losses that count as comparable though another token was asked for, at another
+    place, or beside other words."""
+    tokenizer, text = held_out
+    run = dataclasses.replace(RUN, seq_length=16, eval_targets=20)
+    model = MaskedLM(TOY_CONFIG)
+    batch = evaluation_set(text, "full-sentences", run, tokenizer, "cpu")
+    hashes = {evaluate(model, batch)["hash"]}
+    for part in (batch.input_ids, batch.masked_positions, batch.labels):
+        part[0, 0] += 1
+        hashes.add(evaluate(model, batch)["hash"])
+    assert len(hashes) == 4
+
+
+def test_unigram_entropy_and_accuracy(held_out):
+    """Catches a floor that is not the entropy of the evaluation targets."""
+    tokenizer, text = held_out
+    run = dataclasses.replace(RUN, seq_length=16, eval_targets=50)
+    batch = evaluation_set(text, "segment-pair", run, tokenizer, "cpu")
+    result = evaluate(MaskedLM(TOY_CONFIG), batch)
+    targets = batch.labels[batch.labels != IGNORE].tolist()
+    shares = [targets.count(word) / len(targets) for word in set(targets)]
+    assert result["unigram_entropy"] == pytest.approx(-sum(p * math.log(p) for p in shares))
+    assert result["targets"] == len(targets)
+    random_share = batch.is_random_next.float().mean().item()
+    assert result["nsp_majority"] == pytest.approx(max(random_share, 1 - random_share))
