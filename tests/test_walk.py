@@ -27,7 +27,7 @@ def logged(run_script, tmp_path, capsys):
     """A run's folder and its first logged losses."""
     def run(script, *flags):
         out = tmp_path / script
-        run_script(script, *flags, "--out", out, "--tasks", "none")
+        run_script(script, *flags, "--out", out)
         capsys.readouterr()
         return out, json.loads((out / "log.jsonl").read_text().splitlines()[0])
     return run
@@ -38,15 +38,14 @@ def test_walk_shows_the_first_step(recipe, walk, logged, toy_text):
     """Catches a walk of another batch, mask, model or loss than the script's: its terms are those
     of the first step in the script's log. Catches stations that name no such line."""
     model = [flag if flag != "0.1" else "0" for flag in TOY]
-    flags = [*BUDGET, *model, "--attention-probs-dropout-prob", "0", "--corpus", toy_text,
-             "--data-fraction", "0.8"]
+    flags = [*BUDGET, *model, "--corpus", toy_text, "--data-tokens", "600"]
     shown = walk(recipe, *flags)
     _, first = logged(SCRIPTS[recipe], *flags, "--log-every", "1")
     terms = {name: first[name] for name in ("mlm", "nsp") if name in first}
     assert set(terms) == ({"mlm", "nsp"} if recipe == "bert" else {"mlm"})
     for name, value in terms.items():
-        found = float(re.search(rf"    {name}: [^0-9]*([\d.]+[0-9])", shown)[1])
-        assert found == pytest.approx(value, abs=2e-4), name
+        said = float(re.search(rf"    {name}: [^0-9]*([\d.]+[0-9])", shown)[1])
+        assert said == pytest.approx(value, abs=2e-4), name
     total = float(re.search(r"mlm.* = ([\d.]+)$", shown.strip().splitlines()[-1])[1])
     assert total == pytest.approx(sum(terms.values()), abs=4e-4)
     check_places(shown)
@@ -65,12 +64,12 @@ def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text):
     """Catches a student or teacher other than the script's, and terms weighed otherwise."""
     model = [flag if flag != "0.1" else "0" for flag in TOY]
     budget = [*BUDGET, "--log-every", "1", "--corpus", toy_text]
-    teacher, _ = logged("train_bert", *budget, *model, "--attention-probs-dropout-prob", "0")
+    teacher, _ = logged("train_bert", *budget, *model)
     shown = walk("distilbert", *budget, "--teacher", teacher)
     student, first = logged("distill", *budget, "--teacher", teacher)
     for name in ("kl", "cos"):
-        found = float(re.search(rf"    {name}: ([\d.]+)", shown)[1])
-        assert found == pytest.approx(first[name], rel=1e-3, abs=2e-4)
+        said = float(re.search(rf"    {name}: ([\d.]+)", shown)[1])
+        assert said == pytest.approx(first[name], rel=1e-3, abs=2e-4)
     assert "teacher: " in shown and "2 mlm + 5 kl + 1 cos = " in shown
     check_places(shown)
     assert f"weights: layers [0] of {teacher}" in shown
@@ -100,7 +99,7 @@ def test_walk_shows_a_student_and_its_teacher(walk, logged, toy_text):
 def test_walk_says_what_it_walks(walk, toy_text):
     """Catches the script's recipe printed where flags say otherwise."""
     shown = walk("bert", *BUDGET, *TOY, "--corpus", toy_text, "--masking", "dynamic")
-    assert "masking dynamic, static_masks 10" in shown
+    assert "masking dynamic, static_masks 10" in shown and "seq_length 16" in shown
 
 
 def test_walk_says_first_that_new_weights_know_nothing(walk, logged, toy_text):

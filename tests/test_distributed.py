@@ -3,27 +3,26 @@ they stop and go on together is in tests/faults."""
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import BUDGET, ROOT, TOY, finish, weights
 
 import minibert.training as training_module
+from minibert import distributed
 from minibert.config import ModelConfig, RunConfig
 from minibert.errors import UserError
 from minibert.model import MaskedLM
-from minibert.training import Training, join_processes
+from minibert.training import Training
 
-NO_DROPOUT = ["--hidden-dropout-prob", "0", "--attention-probs-dropout-prob", "0"]
+NO_DROPOUT = ["--hidden-dropout-prob", "0"]
 
 
 def flags_of(script, out, text, *flags):
     shape = [] if script == "distill" else [*TOY, *NO_DROPOUT]
-    return [*BUDGET, *shape, "--corpus", str(text), "--out", str(out), "--tasks", "none", *flags]
+    return [*BUDGET, *shape, "--corpus", str(text), "--out", str(out), *flags]
 
 
 def start(script, *flags):
@@ -67,7 +66,7 @@ def test_world_size_of_a_scheduler(given, monkeypatch):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="LOCAL_RANK, MASTER_ADDR, MASTER_PORT.*torchrun") as error:
-        join_processes("cpu")
+        distributed.join("cpu")
     assert (", RANK" in str(error.value)) == ("RANK" not in given)
 
 
@@ -79,14 +78,14 @@ def test_processes_take_a_gpu_each(monkeypatch):
         monkeypatch.setenv(name, value)
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(training_module.dist, "init_process_group",
+    monkeypatch.setattr(distributed.dist, "init_process_group",
                         lambda backend, device_id: chosen.append((backend, device_id)))
-    monkeypatch.setattr(training_module.dist, "get_rank", lambda: 1)
-    monkeypatch.setattr(training_module.dist, "get_world_size", lambda: 2)
-    assert join_processes("cuda") == (1, 2)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    assert distributed.join("cuda") == (1, 2)
     gpu = torch.device("cuda", 1)
     assert chosen == [gpu, ("cpu:gloo,cuda:nccl", gpu)]
-    join_processes("cpu")
+    distributed.join("cpu")
     assert chosen[2:] == [("gloo", None)]
 
 
@@ -100,41 +99,43 @@ def test_processes_touch_their_own_gpu_only(monkeypatch):
         raise Chosen
 
     monkeypatch.setattr(training_module, "pick_device", lambda _: "cuda")
-    monkeypatch.setattr(training_module, "join_processes", choose)
+    monkeypatch.setattr(distributed, "join", choose)
     with pytest.raises(Chosen):  # without a GPU, a tensor there would raise another error
         Training(RunConfig(out="-"), MaskedLM(ModelConfig.preset("tiny")), *[None] * 5)
 
 
-class AsIfShared(torch.nn.Module):
-    """Stands for DistributedDataParallel, without other processes."""
+@pytest.fixture
+def exchanged(monkeypatch):
+    """Two processes as the first of them sees it, where the other one adds nothing; and what is
+    exchanged."""
+    seen = []
+    monkeypatch.setattr(distributed, "join", lambda _: (0, 2))
+    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda model: model)
+    monkeypatch.setattr(distributed, "alone", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda value, *_: seen.append(
+        (value.numel(), value.dtype)))
+    return seen
 
-    def __init__(self, module):
-        super().__init__()
-        self.module, self.no_sync = module, contextlib.nullcontext
 
-    def forward(self, *given, **named):
-        return self.module(*given, **named)
-
-
-def test_processes_exchange_little(toy_text, tmp_path, run_script, monkeypatch):
+def test_processes_exchange_little(exchanged, toy_text, tmp_path, run_script):
     """Catches an exchange for each part and for each logged number: beside the gradients, a step
     has one for the losses and one, on the CPU, that tells whether to stop."""
-    exchanged = []
-    monkeypatch.setattr(training_module, "join_processes", lambda _: (0, 2))
-    monkeypatch.setattr(training_module, "DistributedDataParallel", AsIfShared)
-    monkeypatch.setattr(training_module.dist, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(training_module.dist, "all_reduce", lambda value, *_: exchanged.append(
-        (value.numel(), value.dtype)))
     run_script("train_bert", *flags_of("train_bert", tmp_path / "run", toy_text, "--steps", "3",
                                        "--gradient-accumulation-steps", "2"))
     stop, losses = (1, torch.int64), (3, torch.float32)  # the loss, mlm and nsp
     assert exchanged == [stop, *[stop, losses] * 3, stop]
 
 
-def test_signal_while_processes_ask_each_other(monkeypatch):
-    """Catches a signal that is lost, or obeyed by one process alone, because it came while the
-    processes exchanged that there was none: all of them obey it at the next step."""
-    training = SimpleNamespace(interrupted=0, world_size=2)
-    monkeypatch.setattr(training_module.dist, "all_reduce",
-                        lambda *_: setattr(training, "interrupted", signal.SIGTERM))
-    assert [Training._received(training) for _ in range(2)] == [0, signal.SIGTERM]
+def test_all_stop_where_one_is_stopped(exchanged, monkeypatch):
+    """Catches a signal that is obeyed by one process alone, while the others wait for it."""
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda value, how: value.fill_(15))
+    assert distributed.largest(0) == 15
+
+
+def test_terms_keep_their_names(exchanged, monkeypatch):
+    """Catches a loss that is logged as another one's after the exchange."""
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda value: value.mul_(2))
+    terms = distributed.add_up({"loss": torch.tensor(3.0), "mlm": torch.tensor(1.0)})
+    assert {name: value.item() for name, value in terms.items()} == {"loss": 6.0, "mlm": 2.0}
