@@ -66,19 +66,21 @@ def main() -> None:
               "settings": dataclasses.asdict(tune)}
     if finished(tune, origin):
         return
-    # Everything is written next to the folder, which is there when it is whole.
-    out, aside = Path(tune.out), Path(f"{tune.out}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    model = None
     if tune.task in CHOICES:  # these ask what the masked words are, so there is nothing to learn
         choices = load_choices(tune.task, tune.task_dir)
         metrics = zero_shot(pretrained, tokenizer, choices, pick_device(tune.device))
     else:
         data = load_task(tune.task, tune.task_dir, tune.rows)
         model, metrics = finetune(pretrained, tokenizer, tune, data)
+    # Everything is written next to the folder, which is there when it is whole.
+    aside = Path(f"{tune.out}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    if model:
         save_classifier(model.cpu(), tokenizer, aside, data.classes, len(data.texts[0]))
     write_metrics(aside, {**metrics, **origin})
-    aside.rename(out)
+    aside.rename(tune.out)
     print(f"{run}: {describe(metrics)}")
 
 

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from test_finetune import CONFIG, WORDS, settings
+from test_finetune import CONFIG, WORDS, finetune, settings
 from test_hub import FAMILIES
 
 from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
 from minibert.errors import UserError
-from minibert.tasks.classifier import SequenceClassifier, load_classifier, save_classifier
-from minibert.tasks.finetune import classify, finetune
+from minibert.tasks.classifier import (SequenceClassifier, classify, load_classifier,
+                                       save_classifier)
 from minibert.tokenizer import train_tokenizer
 
 

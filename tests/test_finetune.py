@@ -3,19 +3,21 @@ import dataclasses
 import json
 import shutil
 import sys
+from pathlib import Path
+from unittest import mock
 
+import finetune as script
 import numpy as np
 import pytest
 import torch
+from finetune import FinetuneConfig, describe
 from tokenizers import Tokenizer
 
 from minibert import MaskedLM, ModelConfig, load_pretrained, save_pretrained
 from minibert.__main__ import main
-from minibert.config import FinetuneConfig
 from minibert.errors import UserError, run_cli
-from minibert.tasks import finetune as finetune_module
-from minibert.tasks.finetune import (SequenceClassifier, batches, classify, describe, encoder_of,
-                                     finetune, load_classifier, predict)
+from minibert.tasks.classifier import (SequenceClassifier, batches, classify, encoder_of,
+                                       load_classifier, predict)
 from minibert.tokenizer import train_tokenizer
 
 WORDS = "ba be bi bo bu da de di do du".split()
@@ -52,6 +54,13 @@ def settings(task_dir, **other):
                                     out=str(task_dir / "out")), **other})
 
 
+def finetune(run, tune):
+    """What the script writes down, and prints, for these settings."""
+    with mock.patch.object(script, "read_flags", lambda: (run, tune)):
+        script.main()
+    return json.loads((Path(tune.out) / "metrics.json").read_text())
+
+
 def shares_of(task_dir, text):
     """What `classify` shows of a text: each class with its share, in percent."""
     first, *lines = classify(str(task_dir / "out"), (text,)).splitlines()
@@ -61,12 +70,12 @@ def shares_of(task_dir, text):
 
 def test_learns_what_word_counts_do_not_show(run, task_dir):
     """Catches a head or an encoder that is not trained, labels shuffled against texts."""
-    found = finetune(run, settings(task_dir))
-    assert found["score"] > 0.9
-    assert found["majority"] == 0.5
+    metrics = finetune(run, settings(task_dir))
+    assert metrics["score"] > 0.9
+    assert metrics["majority"] == 0.5
     rows = [line.split("\t") for line in (task_dir / "dev.tsv").read_text().splitlines()[1:]]
     right = sum(shares_of(task_dir, text)[label] > 50 for label, text in rows)
-    assert len(rows) == found["dev_rows"] == 60 and right / 60 == pytest.approx(found["score"])
+    assert len(rows) == metrics["dev_rows"] == 60 and right / 60 == pytest.approx(metrics["score"])
     shares = shares_of(task_dir, "ba be du")
     assert [*shares] == ["first", "last"] and sum(shares.values()) == pytest.approx(100, abs=0.2)
 
@@ -94,13 +103,13 @@ def test_several_seeds_give_their_mean(run, task_dir):
 def test_texts_are_tokenized_once(run, task_dir, monkeypatch):
     """Catches texts that are tokenized again in every batch, while a GPU waits, and rows that are
     padded or cut otherwise than alone."""
-    make, read = finetune_module.encoder_of, []
+    make, read = script.encoder_of, []
 
     def watched(*given):
         encode = make(*given)
         return lambda rows: (read.append(len(rows)), encode(rows))[1]
 
-    monkeypatch.setattr(finetune_module, "encoder_of", watched)
+    monkeypatch.setattr(script, "encoder_of", watched)
     finetune(run, settings(task_dir, epochs=3))
     assert read == [400, 60]
     encode = make(load_pretrained(run)[1], 8, "cpu")
@@ -118,9 +127,9 @@ def test_texts_are_tokenized_once(run, task_dir, monkeypatch):
 def test_a_task_says_how_long_it_is_learned(run, task_dir, monkeypatch):
     """Catches few rows that are seen three times only."""
     steps = []
-    monkeypatch.setattr(finetune_module, "learning_rate", lambda step, run: steps.append(step) or 0)
-    monkeypatch.setitem(finetune_module.TASKS, "text", dataclasses.replace(
-        finetune_module.TASKS["text"], epochs=5))
+    monkeypatch.setattr(script, "learning_rate", lambda step, run: steps.append(step) or 0)
+    monkeypatch.setitem(script.TASKS, "text", dataclasses.replace(
+        script.TASKS["text"], epochs=5))
     finetune(run, settings(task_dir, epochs=0, rows=16))
     assert len(steps) // 2 == 5 * 2  # two groups of parameters; two batches of 8
 
@@ -153,8 +162,8 @@ def test_reads_the_mean_of_what_is_no_padding(monkeypatch):
     monkeypatch.setattr(model.encoder, "forward", lambda *ids, **masks: hidden)
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     mean = torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)])
-    found = model(torch.zeros(2, 4, dtype=torch.long), attention_mask=mask)
-    assert torch.allclose(found, model.classifier(torch.tanh(model.dense(mean))), atol=1e-6)
+    logits = model(torch.zeros(2, 4, dtype=torch.long), attention_mask=mask)
+    assert torch.allclose(logits, model.classifier(torch.tanh(model.dense(mean))), atol=1e-6)
 
 
 def test_padding_does_not_change_the_class():
@@ -171,8 +180,8 @@ def test_prediction_is_without_dropout():
     """Catches another answer each time that the same text is asked about."""
     model = SequenceClassifier(CONFIG, 3).train()
     given = {"input_ids": torch.tensor([[2, 7, 8, 3]]), "attention_mask": torch.ones(1, 4)}
-    one, two = (predict(model.train(), lambda rows: given, [("x",)]) for _ in range(2))
-    assert torch.equal(one, two)
+    first, second = (predict(model.train(), lambda rows: given, [("x",)]) for _ in range(2))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("train, dev, message", [
@@ -196,22 +205,6 @@ def test_tasks_that_cannot_be_used(train, dev, message, run, tmp_path):
     with pytest.raises(UserError, match=message):
         finetune(run, settings(tmp_path))
     assert not (tmp_path / "out").exists()
-
-
-def test_values_are_met(run, tmp_path):
-    """Catches a regression trained as classes, values that are squashed, labels not aligned."""
-    draw = np.random.default_rng(0)
-    for name, count in (("train", 300), ("dev", 50)):
-        lines = ["sentence1\tsentence2\tscore"]
-        for _ in range(count):
-            many = int(draw.integers(0, 6))
-            lines.append(f"{' '.join(['ba'] * many + ['du'] * (5 - many))}\tdi\t{many}")
-        (tmp_path / f"{name}.tsv").write_text("\n".join(lines) + "\n")
-    found = finetune(run, settings(tmp_path, task="stsb"))
-    assert found["metric"] == "spearman" and found["score"] > 0.9 and "accuracy" not in found
-    few, many = (classify(str(tmp_path / "out"), (f"{word} " * 5, "di")).split("\n")[1]
-                 for word in ("du", "ba"))
-    assert float(few) < 1.5 and float(many) > 3.5
 
 
 @pytest.fixture(scope="module")
@@ -239,11 +232,11 @@ def right_way(contrary, folder):
 def test_student_learns_from_a_teacher_as_far_as_asked(share, follows, run, contrary, tmp_path):
     """Catches soft targets that are not used, used always, or used for the twin without teacher;
     the teacher is wrong, so that whoever follows it scores 0."""
-    found = finetune(run, settings(right_way(contrary, tmp_path), epochs=3, teacher=str(contrary),
+    metrics = finetune(run, settings(right_way(contrary, tmp_path), epochs=3, teacher=str(contrary),
                                    alpha_kl=float(share)))
-    assert found["teacher"] < 0.1 and found["without_teacher"] > 0.9
-    assert found["score"] < 0.1 if follows else found["score"] == found["without_teacher"]
-    assert describe(found).endswith("the teacher itself 0.000)")
+    assert metrics["teacher"] < 0.1 and metrics["without_teacher"] > 0.9
+    assert metrics["score"] < 0.1 if follows else metrics["score"] == metrics["without_teacher"]
+    assert describe(metrics).endswith("the teacher itself 0.000)")
 
 
 def test_soft_targets_alone_do_not_look_at_the_labels(run, contrary, tmp_path):
@@ -264,9 +257,9 @@ def test_teacher_reads_with_its_own_tokenizer(run, contrary, tmp_path):
     ids["ba"], ids["du"] = ids["du"], ids["ba"]
     tokenizer = Tokenizer.from_str(json.dumps(other))
     save_pretrained(MaskedLM(CONFIG, seed=9), tokenizer, tmp_path / "student")
-    found = finetune(str(tmp_path / "student"), settings(contrary.parent, epochs=1, teacher=str(
+    metrics = finetune(str(tmp_path / "student"), settings(contrary.parent, epochs=1, teacher=str(
         contrary), out=str(tmp_path / "out")))
-    assert found["teacher"] > 0.9
+    assert metrics["teacher"] > 0.9
 
 
 def test_soft_targets_are_softened(run, contrary, tmp_path):
@@ -292,8 +285,8 @@ def test_teacher_of_another_task_is_refused(run, contrary, task_dir):
 
 def test_inputs_are_cut_to_what_was_asked_and_what_fits(run, task_dir, monkeypatch):
     """Catches a --max-length without effect, and positions that the model does not have."""
-    found = finetune(run, settings(task_dir, epochs=1, rows=8, max_length=8))
-    assert found["settings"]["max_length"] == 8
+    metrics = finetune(run, settings(task_dir, epochs=1, rows=8, max_length=8))
+    assert metrics["settings"]["max_length"] == 8
     lengths = []
     forward = SequenceClassifier.forward
 
@@ -370,19 +363,85 @@ def test_classify_says_how_many_texts_it_needs(contrary, monkeypatch, capsys):
     assert ended.value.code == 2 and "1 text at a time, not 2" in capsys.readouterr().err
 
 
-def test_from_the_command_line(run, task_dir, monkeypatch, capsys):
-    """Catches flags that do not arrive, and tracebacks on what users get wrong."""
-    command = ["minibert", "finetune", run, "--task", "text", "--task-dir", str(task_dir),
-               "--out", str(task_dir / "out"), "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", [*command, "--epochs", "1", "--rows", "16"])
-    run_cli(main)
-    printed = capsys.readouterr().out
-    assert "text: accuracy" in printed and "bag of words" in printed
-    assert json.loads((task_dir / "out/metrics.json").read_text())["settings"]["rows"] == 16
-    for flags, message in (([], "is there already"), (["--epochs", "-1"], "--epochs"),
-                           (["--seed", "4294967296"], "--seed must be in"),
-                           (["--task", "poetry", "--out", f"{task_dir}/new"], "poetry")):
-        monkeypatch.setattr(sys, "argv", [*command, *flags])
-        with pytest.raises(SystemExit) as ended:
-            run_cli(main)
-        assert ended.value.code == 2 and message in capsys.readouterr().err
+@pytest.fixture
+def command(run, task_dir, run_script, tmp_path):
+    """Run the script on a copy of the run, by its flags."""
+    shutil.copytree(run, tmp_path / "run")
+    return lambda *flags: run_script("finetune", tmp_path / "run", "--task", "text", "--task-dir",
+                                     task_dir, "--device", "cpu", "--epochs", 1, *flags)
+
+
+def test_from_the_command_line(command, tmp_path, capsys):
+    """Catches flags that do not arrive, another place than the run's folder, and a second run that
+    trains again, or passes other settings off as the same."""
+    command("--rows", 16)
+    first = capsys.readouterr().out
+    folder = tmp_path / "run" / "tasks" / "text"
+    assert "text: accuracy" in first and "bag of words" in first
+    assert json.loads((folder / "metrics.json").read_text())["settings"]["rows"] == 16
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    command("--rows", 16)
+    assert capsys.readouterr().out.endswith(first) and "part" not in str(list(folder.iterdir()))
+    assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with pytest.raises(UserError, match="was made with rows 16, not 8"):
+        command("--rows", 8)
+    save_pretrained(MaskedLM(CONFIG, seed=3), load_pretrained(tmp_path / "run")[1],
+                    tmp_path / "run")
+    with pytest.raises(UserError, match="was made from other weights"):
+        command("--rows", 16)
+
+
+def test_a_kill_leaves_nothing_half_done(command, tmp_path, monkeypatch):
+    """Catches a folder that counts as finished because the command was stopped in it."""
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run" / "tasks" / "text"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(script, "write_metrics", stop)
+        command()
+    assert not folder.exists()
+    command()
+    assert (folder / "metrics.json").exists() and not folder.with_name("text.part").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(command, tmp_path):
+    """Catches a fine-tuning that writes into somebody's documents."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="name another folder with --out"):
+        command("--out", tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_inputs_as_long_as_in_the_pretraining(command, tmp_path):
+    """Catches positions that nothing has trained, where it was asked to leave them out."""
+    with pytest.raises(UserError, match="run.json is missing; give --max-length a number"):
+        command("--max-length", 0)
+    (tmp_path / "run" / "run.json").write_text('{"settings": {"seq_length": 9}}')
+    command("--max-length", 0)
+    metrics = json.loads((tmp_path / "run" / "tasks" / "text" / "metrics.json").read_text())
+    assert metrics["settings"]["max_length"] == 9
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--epochs", -1], "--epochs"), (["--seed", 4294967296], "--seed must be in"),
+    (["--task", "poetry"], "no task 'poetry'"), (["--alpha-kl", 0.3], "--teacher")])
+def test_bad_flags(flags, message, command, tmp_path):
+    """Catches tracebacks on what users get wrong, and a folder that is left behind."""
+    with pytest.raises(UserError, match=message):
+        command(*flags)
+    assert not (tmp_path / "run" / "tasks").exists()
+
+
+def test_choices_are_scored_without_training(command, run, tmp_path, monkeypatch):
+    """Catches a task of choices that is trained, or scored with another model than the run's."""
+    monkeypatch.setattr(script, "train", lambda *_: pytest.fail("it was trained"))
+    (tmp_path / "halves").mkdir()
+    (tmp_path / "halves" / "dev.tsv").write_text("right\twrong\tscored\nba du\tdu ba\t0:2\n")
+    command("--task", "halves", "--task-dir", tmp_path)
+    folder = tmp_path / "run" / "tasks" / "halves"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["task"], metrics["dev_rows"], metrics["majority"]) == ("halves", 1, 0.5)
+    assert metrics["score"] in (0, 1) and {path.name for path in folder.iterdir()} == {
+        "metrics.json"}

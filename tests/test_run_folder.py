@@ -137,17 +137,16 @@ def test_nothing_is_finished_before_it_is_on_the_disk(toy_text, tmp_path, run_sc
     monkeypatch.setenv("MINIBERT_PREPARED", str(tmp_path / "prepared"))
     for name in ("train", "dev"):
         (tmp_path / f"{name}.tsv").write_text("text\tlabel\nbe\ta\nga\tb\n")
-    run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run",
-               "--tasks", "text", "--task-dir", tmp_path)
+    run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
     assert [seen[0], *seen[-2:]] == ["prepared", "metrics.json", "deleted"]
-    assert seen.count("metrics.json") == 2 and seen.count("checkpoint.pt") == 3
+    assert seen.count("metrics.json") == 1 and seen.count("checkpoint.pt") == 3
 
 
 @pytest.fixture
 def distill(toy_text, tmp_path, run_script):
     """A function that distils for a step, from a teacher that it trains when there is none."""
     def distill(teacher="teacher"):
-        flags = [*BUDGET, "--steps", 1, "--corpus", toy_text, "--tasks", "none"]
+        flags = [*BUDGET, "--steps", 1, "--corpus", toy_text]
         if not (tmp_path / "teacher").exists():
             run_script("train_bert", *flags, *TOY, "--out", tmp_path / "teacher")
         run_script("distill", *flags, "--teacher", tmp_path / teacher, "--out",

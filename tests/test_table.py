@@ -19,14 +19,16 @@ def family(toy_text, tmp_path_factory):
     rows = "".join(f"{'be' if i % 2 else 'ga'} du\t{'ab'[i % 2]}\n" for i in range(20))
     others = rows.replace("be", "?").replace("ga", "be").replace("?", "ga") * 3
     (folder / "dev.tsv").write_text(f"text\tlabel\n{rows}")
-    (folder / "train.tsv").write_text(f"text\tlabel\n{rows}{others}")  # --task-rows 20 of them
-    corpus = ["--corpus", toy_text, "--tasks", "text", "--task-dir", folder, "--task-rows", 20]
+    (folder / "train.tsv").write_text(f"text\tlabel\n{rows}{others}")  # --rows 20 of them
+    corpus = ["--corpus", toy_text]
     commands = [["train_bert", *BUDGET, *TOY, *corpus, "--out", folder / "bert"],
                 ["train_roberta", *BUDGET, *TOY, *corpus, "--out", folder / "roberta"],
                 ["distill", *BUDGET, *corpus, "--teacher", folder / "bert",
                  "--out", folder / "distilbert"],
                 ["distill", *BUDGET, *corpus, "--teacher", folder / "roberta", "--init", "random",
                  "--alpha-kl", 0, "--alpha-cos", 0, "--out", folder / "untaught"]]
+    commands += [["finetune", command[-1], "--task", "text", "--task-dir", folder, "--rows", 20,
+                  "--max-length", 0, "--device", "cpu"] for command in commands]
     for name, *flags in commands:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [name, *map(str, flags)])
@@ -86,14 +88,12 @@ def test_a_classifier_is_no_run(family):
 def test_a_task_done_on_other_rows_is_refused(family, tmp_path):
     """Catches accuracies side by side whose floors are not the same."""
     shutil.copytree(family / "roberta", tmp_path / "other")
-    path = tmp_path / "other" / "metrics.json"
+    path = tmp_path / "other" / "tasks" / "text" / "metrics.json"
     metrics = json.loads(path.read_text())
-    metrics["tasks"]["text"]["bag_of_words"] = 0.6
-    path.write_text(json.dumps(metrics))
+    path.write_text(json.dumps({**metrics, "bag_of_words": 0.6}))
     with pytest.raises(UserError, match="on other rows"):
         family_table([str(family / "bert"), str(tmp_path / "other")])
-    metrics["tasks"] = {}
-    path.write_text(json.dumps(metrics))
+    shutil.rmtree(tmp_path / "other" / "tasks")
     assert " other |" in family_table([str(family / "bert"), str(tmp_path / "other")])
 
 
@@ -108,9 +108,8 @@ def test_budget_is_logged(family):
 
 def test_command_line_says_what_is_missing(tmp_path, monkeypatch, capsys):
     """Catches a traceback from `python -m minibert` on a folder that is no run."""
-    for command in ("table",):
-        monkeypatch.setattr(sys, "argv", ["minibert", command, str(tmp_path)])
-        with pytest.raises(SystemExit, match="2"):
-            run_cli(main)
-        [line] = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ") and str(tmp_path) in line
+    monkeypatch.setattr(sys, "argv", ["minibert", "table", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        run_cli(main)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(tmp_path) in line

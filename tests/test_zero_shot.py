@@ -45,9 +45,9 @@ def test_scores_are_sums_over_the_scored_words_alone(run):
     model, tokenizer = load_pretrained(run)
     texts = [("ba be bi bo bu da".split(), slice(2, 5)), ("du da".split(), slice(0, 2)),
              ("de di do".split(), slice(-1, None))]
-    found = pseudo_log_likelihood(model.eval(), [scored_positions(*text, tokenizer)
+    sums = pseudo_log_likelihood(model.eval(), [scored_positions(*text, tokenizer)
                                                  for text in texts], tokenizer)
-    assert found.tolist() == pytest.approx([by_hand(run, *text) for text in texts], abs=1e-4)
+    assert sums.tolist() == pytest.approx([by_hand(run, *text) for text in texts], abs=1e-4)
 
 
 def test_a_word_of_several_pieces_is_scored_whole(run):
@@ -65,8 +65,8 @@ def test_score_is_the_share_of_choices_that_are_won(run):
     likely, unlikely = texts[scores.index(max(scores))], texts[scores.index(min(scores))]
     won = Choice(likely, unlikely, slice(0, 3))
     lost, tie = Choice(unlikely, likely, slice(0, 3)), Choice(likely, likely, slice(0, 3))
-    score = lambda *choices: zero_shot(run, ChoiceData("x", list(choices), {"majority": 0.5}),
-                                       "cpu")
+    score = lambda *choices: zero_shot(
+        *load_pretrained(run), ChoiceData("x", list(choices), {"majority": 0.5}), "cpu")
     assert score(won)["score"] == 1 and score(lost)["score"] == 0 and score(tie)["score"] == 0.5
     many = score(*[won] * 20, *[lost] * 20)  # more than are scored at a time
     assert many == {"task": "x", "metric": "accuracy", "score": 0.5, "dev_rows": 40,
@@ -77,7 +77,8 @@ def test_scores_belong_to_their_texts(run):
     """Catches scores that change places when texts of one length are brought together."""
     choices = [Choice(WORDS[:first], WORDS[::-1][:second], slice(0, 2))
                for first, second in ((6, 2), (2, 5), (3, 4), (5, 3), (2, 6))]
-    score = lambda *choices: zero_shot(run, ChoiceData("x", list(choices), {}), "cpu")["score"]
+    score = lambda *choices: zero_shot(
+        *load_pretrained(run), ChoiceData("x", list(choices), {}), "cpu")["score"]
     alone = [score(choice) for choice in choices]
     for first in range(len(choices)):
         assert score(*choices[:first + 1]) == pytest.approx(sum(alone[:first + 1]) / (first + 1))
@@ -99,6 +100,6 @@ def test_special_tokens_in_a_choice_are_text(run, monkeypatch):
     monkeypatch.setattr("minibert.tasks.zero_shot.pseudo_log_likelihood", lambda model, texts, _: (
         seen.extend(texts), torch.zeros(len(texts)))[1])
     words = ["ba", "[MASK]", "be"]
-    zero_shot(run, ChoiceData("halves", [Choice(words, words, slice(1, 2))], {}), "cpu")
+    zero_shot(*load_pretrained(run), ChoiceData("halves", [Choice(words, words, slice(1, 2))], {}), "cpu")
     for ids, positions in seen:
         assert ids.count(4) == 0 and len(positions) > 1
