@@ -135,8 +135,6 @@ def test_nothing_is_finished_before_it_is_on_the_disk(toy_text, tmp_path, run_sc
     monkeypatch.setattr(Path, "rename", note_rename)
     monkeypatch.setattr(Path, "unlink", note_unlink)
     monkeypatch.setenv("MINIBERT_PREPARED", str(tmp_path / "prepared"))
-    for name in ("train", "dev"):
-        (tmp_path / f"{name}.tsv").write_text("text\tlabel\nbe\ta\nga\tb\n")
     run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out", tmp_path / "run")
     assert [seen[0], *seen[-2:]] == ["prepared", "metrics.json", "deleted"]
     assert seen.count("metrics.json") == 1 and seen.count("checkpoint.pt") == 3

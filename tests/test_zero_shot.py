@@ -100,6 +100,7 @@ def test_special_tokens_in_a_choice_are_text(run, monkeypatch):
     monkeypatch.setattr("minibert.tasks.zero_shot.pseudo_log_likelihood", lambda model, texts, _: (
         seen.extend(texts), torch.zeros(len(texts)))[1])
     words = ["ba", "[MASK]", "be"]
-    zero_shot(*load_pretrained(run), ChoiceData("halves", [Choice(words, words, slice(1, 2))], {}), "cpu")
+    choices = ChoiceData("halves", [Choice(words, words, slice(1, 2))], {})
+    zero_shot(*load_pretrained(run), choices, "cpu")
     for ids, positions in seen:
         assert ids.count(4) == 0 and len(positions) > 1
