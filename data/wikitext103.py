@@ -11,7 +11,7 @@ URLS = ["https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
         "wikitext-103-raw-v1.zip"]
 SHA256 = "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794"
 SIZE = 191_984_949
-MEMBERS = {"wikitext-103-raw/wiki.train.raw": 10**9, "wikitext-103-raw/wiki.valid.raw": 10**7}
+MEMBERS = ["wikitext-103-raw/wiki.train.raw", "wikitext-103-raw/wiki.valid.raw"]
 
 if __name__ == "__main__":
     run_cli(lambda: wikitext(Path(__file__).with_suffix(".txt"), URLS, SHA256, SIZE, MEMBERS))

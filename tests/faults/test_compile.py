@@ -9,7 +9,7 @@ from conftest import BUDGET, TOY, assert_one_error_line, log, start_script, weig
 from minibert.files.hub import load_pretrained
 from minibert.training import Training
 
-NO_DROPOUT = ["--hidden-dropout-prob", "0", "--attention-probs-dropout-prob", "0"]
+NO_DROPOUT = ["--hidden-dropout-prob", "0"]
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no compiler")
@@ -17,7 +17,7 @@ def test_compiled_run_is_like_a_plain_one(toy_text, tmp_path, run_script, monkey
     """Catches compiled blocks whose weights have other names, in the checkpoint or in the folder,
     or that move otherwise."""
     monkeypatch.setattr(Training, "finish", lambda *_: None)  # which removes the checkpoint
-    flags = [*BUDGET, *TOY, *NO_DROPOUT, "--corpus", toy_text, "--tasks", "none"]
+    flags = [*BUDGET, *TOY, *NO_DROPOUT, "--corpus", toy_text]
     runs = tmp_path / "plain", tmp_path / "compiled"
     for folder, more in zip(runs, ([], ["--compile"])):
         run_script("train_bert", *flags, "--out", folder, *more)

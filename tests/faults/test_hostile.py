@@ -140,13 +140,13 @@ def test_blocks_hold_every_token_once(text, size):
 
 
 @MANY
-@given(text=a_text(), size=st.integers(2, 20), seed=st.integers(0, 99), dupe=st.integers(0, 9),
+@given(text=a_text(), size=st.integers(2, 20), seed=st.integers(0, 99), duplicate=st.integers(0, 9),
        short=st.floats(0, 1))
-def test_pairs_are_pairs(text, size, seed, dupe, short):
+def test_pairs_are_pairs(text, size, seed, duplicate, short):
     """Catches an empty segment, one that is too long, a random B of the same document, and a true
     B that does not follow its A."""
-    ends = text.bounds[text.documents[1:] - 1, 1]
-    pairs = segment_pairs(text, size, seed=seed, dupe=dupe, short_seq_prob=short)
+    ends = text.sentences[text.first_sentences[1:] - 1, 1]
+    pairs = segment_pairs(text, size, seed=seed, duplicate=duplicate, short_seq_prob=short)
     for a_start, a_end, b_start, b_end, is_random in pairs:
         assert a_start < a_end and b_start < b_end and a_end - a_start + b_end - b_start <= size
         of_a, of_b = np.searchsorted(ends, [a_start, b_start], side="right")
