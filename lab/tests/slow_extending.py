@@ -11,8 +11,8 @@ from conftest import BUDGET, ROOT, TOY
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python|diff|sh) ?(\S*)\n(.*?)^```$", PAGE, re.M | re.S)
 # What makes each command a matter of seconds; a flag that is given twice has its last value.
-SHORT = {"python train_": [*BUDGET, *TOY, "--tasks", "none"],
-         "python -m minibert finetune": ["--rows", "64", "--epochs", "1"],
+SHORT = {"python train_": [*BUDGET, *TOY],
+         "python finetune.py": ["--rows", "64", "--epochs", "1"],
          "python -m lab compare": ["--seeds", "2", "--tokens", "2000", "--vocab-size", "70"]}
 
 

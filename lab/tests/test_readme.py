@@ -12,33 +12,33 @@ RECIPES = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 COMMANDS = [command.split("  #")[0] for page in (README, RECIPES)
             for command in re.findall(r"^python (.+)$", page, re.M)]
-# What makes each a matter of seconds; a flag that is given twice has its last value.
-SHORT = {"train_": [*BUDGET, *TOY, "--tasks", "none", "--data-fraction", "1"],
-         "distill": [*BUDGET, "--tasks", "none"],
-         "finetune": ["--task", "text", "--task-dir", ".", "--epochs", "1", "--device", "cpu"]}
 
 
 def test_commands_run_in_their_order(toy_text, tmp_path, monkeypatch, capsys):
     """Catches a command that needs what no command before it made, and one that fails."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
-    for name in ("train.tsv", "dev.tsv"):
-        (tmp_path / name).write_text("text\tlabel\n" + "ba be\tx\nbe ba\ty\n" * 8)
+    for name in ("train.tsv", "dev.tsv"):  # with the columns of all tasks that are learned here
+        (tmp_path / name).write_text("text\tsentence\tlabel\n"
+                                     + "ba be\tba be\tx\nbe ba\tbe ba\ty\n" * 8)
+    # What makes each a matter of seconds; a flag that is given twice has its last value.
+    text = ["--corpus", str(toy_text)]
+    short = {"train_": [*BUDGET, *TOY, *text], "distill": [*BUDGET, *text],
+             "finetune": ["--task-dir", ".", "--epochs", "1", "--device", "cpu"]}
     assert len(COMMANDS) >= 14
     for command in COMMANDS:
         script, *given = shlex.split(command)
         name = script.removesuffix(".py")
         if script == "-m":
-            script, name = given[1], f"{given[0]}.__main__"
-            given = given[1:]
-        extra = next((flags for start, flags in SHORT.items() if script.startswith(start)), [])
-        if not name.endswith("__main__"):
-            extra = [*extra, "--corpus", str(toy_text)]
+            module, *given = given
+            name = f"{module}.__main__"
+        extra = next((flags for start, flags in short.items() if script.startswith(start)), [])
         monkeypatch.setattr(sys, "argv", [script, *given, *extra])
         importlib.import_module(name).main()
         assert capsys.readouterr().out.strip(), command
     made = {path.name for path in (tmp_path / "runs").iterdir()}
-    assert {"bert", "distilroberta", "library", "taught"} <= made
+    assert {"bert", "distilroberta", "taught", "library-cls"} <= made
+    assert (tmp_path / "runs/bert/tasks/library/metrics.json").exists()
 
 
 @pytest.mark.parametrize("target", sorted(
