@@ -66,12 +66,17 @@ DEV = [("ba be", "yes"), ("bo du da", "yes"), ("di", "no"), ("du du du", "no"), 
 CLASSES = ["no", "yes"]
 
 
-def batch_of(tokenizer, texts):
-    """The inputs of a model, padded to the longest of them."""
-    rows = [tokenizer.encode(text).ids for text in texts]
+def logits_of(model, tokenizer, rows):
+    """Those of a batch of rows, which are padded to the longest of them."""
+    rows = [tokenizer.encode(text).ids for text, _ in rows]
     ids = torch.tensor([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
-    return dict(input_ids=ids, attention_mask=(ids > 0).long(),
-                token_type_ids=torch.zeros_like(ids))
+    return model(ids, attention_mask=(ids > 0).long(), token_type_ids=torch.zeros_like(ids))
+
+
+@torch.no_grad()
+def accuracy(model, tokenizer):
+    guesses = logits_of(model.eval(), tokenizer, DEV).argmax(1)
+    return sum(CLASSES[guess] == label for guess, (_, label) in zip(guesses, DEV)) / len(DEV)
 
 
 def train_by_hand(run, seed, pooling, soft_targets):
@@ -92,7 +97,7 @@ def train_by_hand(run, seed, pooling, soft_targets):
         order = sorted(range(3), key=keys.__getitem__)
         for rows in (order[:2], order[2:]):
             torch.manual_seed(hash_bits(seed, "task dropout", step))
-            logits = model(**batch_of(tokenizer, [ROWS[row][0] for row in rows]))
+            logits = logits_of(model, tokenizer, [ROWS[row] for row in rows])
             shares = logits.log_softmax(-1)
             loss = -sum(shares[place, CLASSES.index(ROWS[row][1])]
                         for place, row in enumerate(rows)) / len(rows)
@@ -113,36 +118,56 @@ def train_by_hand(run, seed, pooling, soft_targets):
                 weight.data *= 1 - rate * decay
                 weight.data -= rate * (mean[name] / (1 - 0.9**step)) / (
                     (square[name] / (1 - 0.999**step)).sqrt() + 1e-8)
-    guesses = model.eval()(**batch_of(tokenizer, [text for text, _ in DEV])).argmax(1)
-    right = sum(CLASSES[guess] == label for guess, (_, label) in zip(guesses, DEV))
-    return model.state_dict(), right / len(DEV)
+    return model.state_dict(), accuracy(model, tokenizer)
 
 
-@pytest.mark.parametrize("pooling, seed, taught", [("mean", 0, False), ("mean", 4, False),
-                                                   ("cls", 0, False), ("mean", 0, True)])
-def test_four_steps_by_hand(pooling, seed, taught, run, tmp_path):
-    """If a label moved to another text, a batch of one row counted half, the order or the dropout
-    repeated itself, the teacher was in training mode or the score came from the training rows,
-    everybody's scores would be of something else than what the page says."""
-    write_rows(tmp_path / "train.tsv", ROWS)
-    write_rows(tmp_path / "dev.tsv", DEV)
-    flags, soft_targets = {}, None
-    if taught:
-        tokenizer = load_pretrained(run)[1]
-        teacher = SequenceClassifier(dataclasses.replace(CONFIG, next_sentence=False), 2, seed=5)
-        save_classifier(teacher, tokenizer, tmp_path / "teacher", CLASSES, 1)
-        with torch.no_grad():
-            soft_targets = teacher.eval()(**batch_of(tokenizer, [text for text, _ in ROWS]))
-        flags = dict(teacher=tmp_path / "teacher", alpha_kl=0.3, temperature=3)
-    metrics = finetune(run, tmp_path, batch_size=2, epochs=2, learning_rate=0.02, warmup=0.25,
-                       seed=seed, pooling=pooling, **flags)
-    expected, score = train_by_hand(run, seed, pooling, soft_targets)
-    trained = weights_in(tmp_path / "out")
-    for name, weight in expected.items():
+def assert_as_by_hand(trained, by_hand):
+    for name, weight in by_hand.items():
         # The softmax does not see a key's bias: its gradient is what rounding leaves of 0.
         if "key_value.bias" not in name:
             assert torch.allclose(trained[name], weight, atol=2e-6), name
+
+
+@pytest.fixture
+def small_task(tmp_path):
+    write_rows(tmp_path / "train.tsv", ROWS)
+    write_rows(tmp_path / "dev.tsv", DEV)
+    return tmp_path
+
+
+FOUR_STEPS = dict(batch_size=2, epochs=2, learning_rate=0.02, warmup=0.25)
+
+
+@pytest.mark.parametrize("pooling, seed", [("mean", 0), ("mean", 4), ("cls", 0)])
+def test_four_steps_by_hand(pooling, seed, run, small_task):
+    """If a label moved to another text, a batch of one row counted half, the order or the dropout
+    repeated itself, or the score came from the training rows, everybody's scores would be of
+    something else than what the page says."""
+    metrics = finetune(run, small_task, pooling=pooling, seed=seed, **FOUR_STEPS)
+    by_hand, score = train_by_hand(run, seed, pooling, None)
+    assert_as_by_hand(weights_in(small_task / "out"), by_hand)
     assert metrics["score"] == score and metrics["dev_rows"] == 5
+
+
+def test_four_steps_with_a_teacher_by_hand(run, small_task):
+    """If soft targets came from a teacher with dropout, from the student's token ids or at another
+    temperature, or reached the twin without a teacher, the gain would be invented. Here the ids of
+    "ba" and "du" are exchanged in the teacher's vocabulary."""
+    tokenizer = load_pretrained(run)[1]
+    vocabulary = json.loads(tokenizer.to_str())
+    ids = vocabulary["model"]["vocab"]
+    ids["ba"], ids["du"] = ids["du"], ids["ba"]
+    tokenizer = Tokenizer.from_str(json.dumps(vocabulary))
+    teacher = SequenceClassifier(dataclasses.replace(CONFIG, next_sentence=False), 2, seed=5)
+    save_classifier(teacher, tokenizer, small_task / "teacher", CLASSES, 1)
+    metrics = finetune(run, small_task, teacher=small_task / "teacher", alpha_kl=0.3,
+                       temperature=3, **FOUR_STEPS)
+    with torch.no_grad():
+        soft_targets = logits_of(teacher.eval(), tokenizer, ROWS)
+    by_hand, score = train_by_hand(run, 0, "mean", soft_targets)
+    assert_as_by_hand(weights_in(small_task / "out"), by_hand)
+    assert metrics["score"] == score and metrics["teacher"] == accuracy(teacher, tokenizer)
+    assert metrics["without_teacher"] == train_by_hand(run, 0, "mean", None)[1]
 
 
 # ---- what always holds
@@ -192,23 +217,18 @@ def test_a_seed_decides_everything(run, order_task):
 
 def test_a_task_says_how_long_it_is_learned_and_from_how_many_rows(run, order_task, monkeypatch):
     """If few rows were passed over three times like many, a task of 120 rows would not be learned;
-    a number on the command line counts more than the task's."""
-    rates = []
+    with BERT's 5e-5 as it is, a narrow model would hardly move. A number on the command line counts
+    more than the task's."""
+    noted = []
     monkeypatch.setitem(TASKS, "text", dataclasses.replace(TASKS["text"], epochs=5, rows=16))
-    monkeypatch.setattr(script, "learning_rate", lambda step, _: rates.append(step) or 0)
-    for out, flags, steps in (("a", {}, 5 * 2), ("b", dict(rows=24, epochs=2), 2 * 3)):
-        rates.clear()
+    monkeypatch.setattr(script, "learning_rate", lambda step, schedule: noted.append(
+        (step, schedule.learning_rate)) or 0)
+    for out, flags, steps, peak in (("a", dict(learning_rate=0), 5 * 2, 5e-5 * 768 / 16),
+                                    ("b", dict(rows=24, epochs=2), 2 * 3, 0.005)):
+        noted.clear()
         finetune(run, order_task, out=order_task / out, **flags)
-        assert rates == [step for step in range(steps) for _ in range(2)]  # two groups of weights
-
-
-def test_narrow_models_take_larger_steps(run, order_task, monkeypatch):
-    """With BERT's 5e-5 as it is, a model of a small width would hardly move in three epochs."""
-    peaks = []
-    monkeypatch.setattr(script, "learning_rate",
-                        lambda step, schedule: peaks.append(schedule.learning_rate) or 0)
-    finetune(run, order_task, rows=8, epochs=1, learning_rate=0)
-    assert set(peaks) == {5e-5 * 768 / 16}
+        # Both groups of weights have the same rate.
+        assert noted == [(step, peak) for step in range(steps) for _ in range(2)]
 
 
 @pytest.mark.parametrize("flags, noted, longest", [
@@ -229,63 +249,17 @@ def test_inputs_are_as_long_as_in_the_pretraining(flags, noted, longest, run, tm
     assert lengths == {longest} and metrics["settings"]["max_length"] >= longest
 
 
-# ---- a teacher
-
-
-@pytest.fixture(scope="module")
-def contrary(run, tmp_path_factory):
-    """A task, and a teacher that has learned its labels the wrong way round."""
-    folder = tmp_path_factory.mktemp("contrary")
-    for name, count in (("train", 200), ("dev", 90)):
-        texts = [f"{'ba' if number % 2 else 'du'} {WORDS[1 + number % 8]}"
-                 for number in range(count)]
-        write_rows(folder / f"{name}.tsv", [(text, "du" if text[0] == "b" else "ba")
-                                            for text in texts])
-        (folder / "right").mkdir(exist_ok=True)
-        write_rows(folder / "right" / f"{name}.tsv", [(text, text[:2]) for text in texts])
-    finetune(run, folder, epochs=3)
-    return folder
-
-
-@pytest.mark.parametrize("share", [1.0, 0.0])
-def test_a_student_follows_its_teacher_as_far_as_asked(share, run, contrary, tmp_path):
-    """This teacher is wrong, so that whoever follows it scores 0. If soft targets reached the twin
-    that has no teacher, or did not reach the student, the gain from a teacher would be invented."""
-    metrics = finetune(run, contrary / "right", epochs=3, teacher=contrary / "out", alpha_kl=share,
-                       out=tmp_path / "out")
-    assert metrics["teacher"] < 0.1 and metrics["without_teacher"] > 0.9
-    assert metrics["score"] < 0.1 if share else metrics["score"] == metrics["without_teacher"]
-
-
-def test_soft_targets_alone_do_not_look_at_the_labels(run, contrary, tmp_path):
-    """If a share of 1 left a rest of the hard labels in the loss, "from the teacher alone" would be
-    a lie."""
-    for folder in (contrary, contrary / "right"):
-        finetune(run, folder, epochs=1, teacher=contrary / "out", alpha_kl=1,
-                 out=tmp_path / folder.name)
-    assert equal(weights_in(tmp_path / contrary.name), weights_in(tmp_path / "right"))
-
-
-def test_a_teacher_reads_with_its_own_tokenizer(run, contrary, tmp_path):
-    """A teacher that got the student's token ids would read another text, and teach about that."""
-    settings = json.loads(load_pretrained(run)[1].to_str())
-    ids = settings["model"]["vocab"]
-    ids["ba"], ids["du"] = ids["du"], ids["ba"]
-    save_pretrained(MaskedLM(CONFIG, seed=9), Tokenizer.from_str(json.dumps(settings)),
-                    tmp_path / "student")
-    metrics = finetune(tmp_path / "student", contrary, epochs=1, teacher=contrary / "out",
-                       out=tmp_path / "out")
-    assert metrics["teacher"] > 0.9
-
-
-def test_what_cannot_teach_is_refused(run, contrary, order_task):
+def test_what_cannot_teach_is_refused(run, small_task):
     """Soft targets of classes that mean something else would be learned without a word."""
-    with pytest.raises(UserError, match="same task"):
-        finetune(run, order_task, teacher=contrary / "out")
-    with pytest.raises(UserError, match="has no classifier"):
-        finetune(run, order_task, teacher=run)
+    finetune(run, small_task, epochs=1)
+    write_rows(small_task / "train.tsv", [("ba", "good"), ("du", "bad")])
+    write_rows(small_task / "dev.tsv", [("ba", "good")])
+    for teacher, message in ((small_task / "out", "tells no, yes apart"),
+                             (run, "has no classifier")):
+        with pytest.raises(UserError, match=message):
+            finetune(run, small_task, teacher=teacher, out=small_task / "taught")
     with pytest.raises(UserError, match="no head for words"):
-        finetune(contrary / "out", order_task)
+        finetune(small_task / "out", small_task, out=small_task / "again")
 
 
 # ---- the folder
