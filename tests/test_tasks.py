@@ -1,5 +1,4 @@
-"""Tasks: reading, scores and floors."""
-import json
+"""Tasks: scores by hand, files as they are read, and what needs no model."""
 import math
 
 import numpy as np
@@ -8,32 +7,66 @@ import pytest
 from minibert.errors import UserError
 from minibert.files import corpus as corpus_module
 from minibert.tasks import tasks as tasks_module
-from minibert.tasks.tasks import (TASKS, Choice, bag_of_words, load_choices, load_task, read_task,
-                                  score, shared_words)
+from minibert.tasks.tasks import (TASKS, Choice, bag_of_words, load_choices, load_task, overlaps,
+                                  read_task, score, shared_words)
+
+# ---- scores
+
+
+def test_scores_of_four_rows_by_hand():
+    """A score under another's name, or the F1 of the other class, could not be set beside a
+    published one. Here one 1 of two is found, and one guess of two is right."""
+    guesses, labels = np.array([1, 1, 0, 0]), np.array([1, 0, 1, 0])
+    assert score("accuracy", guesses, labels) == 0.5
+    assert score("f1", guesses, labels) == 0.5  # of precision 1/2 and recall 1/2
+    assert score("matthews", guesses, labels) == 0
+    guesses = np.array([1, 0, 0, 0])
+    assert score("accuracy", guesses, labels) == 0.75
+    assert score("f1", guesses, labels) == pytest.approx(2 / 3)  # of precision 1 and recall 1/2
+    assert score("matthews", guesses, labels) == pytest.approx(2 / math.sqrt(12))
 
 
 def test_scores_against_their_definitions():
-    """Catches F1 of the wrong class, accuracy called F1, a Matthews that is not 0 by chance."""
+    """What holds for four rows must hold for two hundred, and for guesses that never change."""
     draw = np.random.default_rng(1)
     guesses, labels = draw.integers(0, 2, 200), draw.integers(0, 2, 200)
-    both = int(((guesses == 1) & (labels == 1)).sum())
-    precision, recall = both / guesses.sum(), both / labels.sum()
+    hits = int(((guesses == 1) & (labels == 1)).sum())
+    precision, recall = hits / guesses.sum(), hits / labels.sum()
     assert score("f1", guesses, labels) == pytest.approx(
         2 * precision * recall / (precision + recall))
     assert score("matthews", guesses, labels) == pytest.approx(np.corrcoef(guesses, labels)[0, 1])
     assert score("matthews", np.ones(200, int), labels) == 0
-    assert score("matthews", labels, labels) == pytest.approx(1)
-    assert score("accuracy", 1 - labels, labels) == 0
+    assert score("f1", np.zeros(200, int), np.zeros(200, int)) == 0
+
+
+def test_each_task_has_the_metric_of_glue():
+    """A score of another kind cannot be set beside a published one."""
+    assert {name: task.metric for name, task in TASKS.items() if task.script == "tasks_glue"
+            and task.folder} == {"sst2": "accuracy", "cola": "matthews", "mrpc": "f1",
+                                 "rte": "accuracy"}
+
+
+# ---- what needs no model
+
+
+def write_task(folder, train, dev=None, header="text\tlabel"):
+    """A task's two files of these lines; by default dev.tsv is train.tsv once more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", train), ("dev", dev or train)):
+        (folder / f"{name}.tsv").write_text("\n".join([header, *rows]) + "\n")
+    return str(folder)
 
 
 def test_bag_of_words_by_hand():
-    """Catches a floor that is lower than it should be, which flatters every model."""
+    """A floor that is lower than it should be flatters every model. After two good texts and a bad
+    one, a text of unseen words is most likely good."""
     texts, labels = [("good film",), ("bad film",), ("good good",)], np.array([1, 0, 1])
     assert bag_of_words(texts, labels, [("good",), ("bad bad",), ("unseen",)]).tolist() == [1, 0, 1]
 
 
 def test_bag_of_words_against_a_slow_one():
-    """Catches smoothing, word pairs or the prior left out."""
+    """Without its smoothing, its word pairs or its prior the floor would be another rule than the
+    documents name."""
     draw = np.random.default_rng(0)
     rows = [(" ".join(draw.choice(list("abcdefgh"), 4)),) for _ in range(90)]
     labels = draw.choice(2, 60, p=[0.3, 0.7])
@@ -57,8 +90,42 @@ def test_bag_of_words_against_a_slow_one():
     assert bag_of_words(rows[:60], labels, rows[60:]).tolist() == expected
 
 
+def test_floors_learn_from_the_training_rows_alone(tmp_path):
+    """A floor that has seen the answers would be out of every model's reach. Here the dev rows
+    contradict the training rows."""
+    train, dev = ["good\tx", "bad\ty", "good\tx"], ["good\ty", "bad\tx", "good\ty"]
+    floors = load_task("text", write_task(tmp_path, train, dev)).floors()
+    assert floors == {"majority": pytest.approx(1 / 3), "bag_of_words": 0}
+
+
+@pytest.mark.parametrize("same, different", [("1", "0"), ("0", "1")])
+def test_overlap_is_a_floor_of_pairs(same, different, tmp_path):
+    """Whether two texts share their words is seen by no bag that holds both, so a model could seem
+    clever by it; the rule has to know either polarity, for RTE's is the other way round."""
+    pairs = "text_a\ttext_b\tlabel"
+    assert overlaps([("a b", "B c"), ("a a", "a")]).tolist() == [1 / 3, 1]
+    rows = [f"a{i} b{i}\ta{i} c{i}\t{same}" for i in range(20)]
+    rows += [f"a{i} b{i}\td{i} e{i}\t{different}" for i in range(10)]
+    floors = load_task("pair", write_task(tmp_path, rows, header=pairs)).floors()
+    assert floors["majority"] == pytest.approx(2 / 3) and floors["overlap"] == 1
+    # The threshold comes from the training rows, so that dev rows of another kind are missed.
+    contrary = [f"a b\ta b\t{different}", f"a b\tc d\t{same}"]
+    assert load_task("pair", write_task(tmp_path, rows, contrary, pairs)).floors()["overlap"] == 0
+
+
+def test_overlap_needs_two_answers(tmp_path):
+    """A threshold tells two classes apart and no third."""
+    rows = ["a\tb\tx", "a\tb\ty", "a\tb\tz"]
+    three = write_task(tmp_path, rows, header="text_a\ttext_b\tlabel")
+    assert set(load_task("pair", three).floors()) == {"majority", "bag_of_words"}
+
+
+# ---- files
+
+
 def test_glue_files_are_read_as_published(tmp_path):
-    """Catches quotes that eat rows, a lost last line, a byte order mark in a column's name."""
+    """Quotes that eat rows, a lost last line or a byte order mark in a column's name would make
+    another task of the published one."""
     path = tmp_path / "train.tsv"
     path.write_bytes('\ufeffsentence\tlabel\n"an open quote\t1\nlast line\t0'.encode())
     assert read_task(path, TASKS["sst2"]) == ([('"an open quote',), ("last line",)], ["1", "0"])
@@ -68,52 +135,37 @@ def test_glue_files_are_read_as_published(tmp_path):
     assert read_task(path, TASKS["mrpc"]) == ([("One.", "Two.")], ["1"])
 
 
-def write_task(folder, train, dev=None, header="text_a\ttext_b\tlabel"):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", train), ("dev", dev or train)):
-        (folder / f"{name}.tsv").write_text("\n".join([header, *rows]) + "\n")
-    return str(folder)
+def test_labels_become_numbers_of_classes(tmp_path):
+    """If classes were numbered by their place in the file, a classifier's first class would depend
+    on its first row; and each label must stay with its text."""
+    data = load_task("text", write_task(tmp_path, ["a\tz", "b\tx", "c\ty"], ["d\ty"]))
+    assert data.classes == ["x", "y", "z"] and data.texts == [("a",), ("b",), ("c",)]
+    assert data.labels.tolist() == [2, 0, 1] and data.dev_labels.tolist() == [1]
+    assert data.dev_texts == [("d",)] and data.score(np.array([1])) == 1
 
 
-@pytest.mark.parametrize("same, other", [("1", "0"), ("0", "1")])
-def test_overlap_is_a_floor_of_pairs(same, other, tmp_path):
-    """Catches pairs whose only floor looks at the words of both in one bag, where "the same words
-    twice" cannot be seen; and a threshold that knows one polarity only (RTE has the other)."""
-    rows = [f"a{i} b{i}\ta{i} c{i}\t{same}" for i in range(20)]
-    rows += [f"a{i} b{i}\td{i} e{i}\t{other}" for i in range(10)]
-    floors = load_task("pair", write_task(tmp_path, rows)).floors()
-    assert floors["majority"] == pytest.approx(2 / 3) and floors["overlap"] == 1
-    # The threshold is found on the training rows, so that dev rows of another kind are missed.
-    other_dev = [f"a b\ta b\t{other}", f"a b\tc d\t{same}"]
-    assert load_task("pair", write_task(tmp_path, rows, other_dev)).floors()["overlap"] == 0
+def test_first_rows_of_a_task(tmp_path):
+    """If a task of few labels took all its rows, counting words would go as far as a model."""
+    rows = [f"word{number} of it\t{number % 2}" for number in range(300)]
+    write_task(tmp_path / "library", rows)
+    assert len(load_task("library", str(tmp_path)).texts) == TASKS["library"].rows == 120
+    first = load_task("library", str(tmp_path), rows=7)
+    assert first.texts == [(f"word{number} of it",) for number in range(7)]
+    assert first.labels.tolist() == [0, 1, 0, 1, 0, 1, 0] and len(first.dev_texts) == 300
+    assert len(load_task("text", str(tmp_path / "library")).texts) == 300
 
 
-def test_floors_learn_from_the_training_rows_only(tmp_path):
-    """Catches a floor that has seen the answers: here the dev rows contradict the training rows."""
-    train, dev = ["good\t1", "bad\t0"] * 4, ["good\t0", "bad\t1"] * 4
-    folder = write_task(tmp_path, train, dev, header="text\tlabel")
-    assert load_task("text", folder).floors()["bag_of_words"] == 0
-
-
-def test_floors_of_many_classes(tmp_path):
-    """Catches an overlap rule where more than two answers are possible."""
-    three = write_task(tmp_path / "three", ["a\tb\tx", "a\tb\ty", "a\tb\tz"])
-    assert set(load_task("pair", three).floors()) == {"majority", "bag_of_words"}
-
-
-def test_folder_of_one_task_or_of_several(tmp_path):
-    """Catches a --task-dir that is understood in one way only, and rows that are not counted."""
-    rows = ["good\t1", "bad\t0", "fine\t1"]
-    write_task(tmp_path / "SST-2", rows, header="sentence\tlabel")
+def test_a_folder_of_one_task_or_of_several(tmp_path):
+    """Whoever has GLUE names its folder, and whoever has a task names the task's."""
+    write_task(tmp_path / "SST-2", ["good\t1", "bad\t0"], header="sentence\tlabel")
     for folder in (tmp_path, tmp_path / "SST-2"):
-        assert load_task("sst2", str(folder)).texts == [("good",), ("bad",), ("fine",)]
-    assert len(load_task("sst2", str(tmp_path), rows=2).texts) == 2
+        assert load_task("sst2", str(folder)).texts == [("good",), ("bad",)]
     with pytest.raises(UserError, match="holds neither a folder MRPC nor a train.tsv"):
         load_task("mrpc", str(tmp_path))
 
 
 def test_missing_tasks_are_made_by_their_script(tmp_path, monkeypatch):
-    """Catches a script that is not run, is run again, or whose failure goes unnoticed."""
+    """A task would be missing, made anew each time, or half there after a failed download."""
     monkeypatch.setattr(tasks_module, "DATA", tmp_path)
     monkeypatch.setattr(corpus_module, "DATA", tmp_path)
     (tmp_path / "tasks_glue.py").write_text(f"""
@@ -131,86 +183,80 @@ for name in "train", "dev":
     assert ended.value.code == 3
 
 
-@pytest.mark.parametrize("name, rows, message", [
-    ("poetry", [], "no task 'poetry'; use sst2"), ("text", [], "--task-dir is missing"),
+@pytest.mark.parametrize("train, dev, message", [
+    (None, "text\tlabel\na\tb\n", "train.tsv is missing"),
+    ("", "", "holds no rows"),
+    ("text\tlabel\n", "", "holds no rows"),
+    ("text\tlabel\na\tx\0\n", "", "holds a NUL"),
+    ("text\tlabel\n\udcff\tx\n", "", "not UTF-8"),
+    ("sentence\tlabel\na\tb\n", "", "no column 'text'"),
+    ("text\tlabel\na\n", "", "line 2 has 1 columns, the first 2"),
+    ("text\tlabel\na\tb\tc\n", "", "line 2 has 3 columns"),
+    ("text\tlabel\nx\ta\n\ny\t\n", "", "line 4 has nothing in the column 'label'"),
+    ("text\tlabel\n \ta\n", "", "line 2 has nothing in the column 'text'"),
+    ("text\tlabel\na\tb\n", "text\tlabel\na\tb\n", "1 different labels; text needs two or more"),
+    ("text\tlabel\na\tb\nc\td\n", "text\tlabel\nz\tb\nb\tz\n", "label 'z', which train.tsv lacks;"),
+    ("text\tlabel\na\t0.5\nb\t1\nc\t-.25\n", "text\tlabel\na\t1\n", "values and no classes"),
 ])
-def test_tasks_that_cannot_be_read(name, rows, message, tmp_path):
-    """Catches a traceback where one line would do."""
-    folder = write_task(tmp_path, rows, header="sentence1\tsentence2\tscore") if rows else ""
+def test_files_that_cannot_be_used(train, dev, message, tmp_path):
+    """A traceback says little; worse, a score could count labels that were never learned."""
+    for name, content in (("train", train), ("dev", dev)):
+        if content is not None:
+            (tmp_path / f"{name}.tsv").write_text(content, errors="surrogateescape")
     with pytest.raises(UserError, match=message):
-        load_task(name, folder)
+        load_task("text", str(tmp_path))
 
 
-def test_first_rows_that_lack_a_label(tmp_path):
-    """Catches a message that blames train.tsv for what --rows left out."""
-    folder = write_task(tmp_path, ["a\tx", "b\ty", "c\tz"], header="text\tlabel")
+def test_tasks_that_cannot_be_read(tmp_path):
+    """The message has to say what is wrong: a name, a folder, the number of rows, or of classes."""
+    with pytest.raises(UserError, match="no task 'poetry'; use sst2.*word-order"):
+        load_task("poetry", "")
+    with pytest.raises(UserError, match="--task-dir is missing"):
+        load_task("text", "")
+    folder = write_task(tmp_path, ["a\tx", "b\ty", "c\tz"])
     with pytest.raises(UserError, match="train.tsv lacks in its first 2 rows"):
         load_task("text", folder, rows=2)
-
-
-def test_a_row_without_a_label_is_named_by_its_line(tmp_path):
-    """Catches a class that has no name, and a count that leaves blank lines out."""
-    folder = write_task(tmp_path, ["x\ta", "", "y\t"], header="text\tlabel")
-    with pytest.raises(UserError, match="line 4 has nothing in the column 'label'"):
-        load_task("text", folder)
-
-
-def test_each_task_has_glue_s_own_metric():
-    """Catches a score that cannot be set beside a published one."""
-    assert {name: task.metric for name, task in TASKS.items() if task.script == "tasks_glue"
-            and task.folder} == {"sst2": "accuracy", "cola": "matthews", "mrpc": "f1",
-                                 "rte": "accuracy"}
-
-
-def test_the_majority_is_that_of_the_training_rows(tmp_path):
-    """Catches a floor that has seen the dev labels."""
-    train, dev = ["a\tx", "b\tx", "c\ty"], ["a\ty", "b\ty", "c\tx"]
-    folder = write_task(tmp_path, train, dev, header="text\tlabel")
-    assert load_task("text", folder).floors()["majority"] == pytest.approx(1 / 3)
-
-
-def test_a_task_of_few_labels_asks_for_few_rows(tmp_path):
-    """Catches all rows of a task that is about few of them, and a number of rows that is lost."""
-    rows = [f"word{i} of it\t{i % 2}" for i in range(300)]
-    write_task(tmp_path / "library", rows, header="text\tlabel")
-    assert len(load_task("library", str(tmp_path)).texts) == TASKS["library"].rows == 120
-    assert len(load_task("library", str(tmp_path), rows=7).texts) == 7
-    assert len(load_task("text", str(tmp_path / "library")).texts) == 300
+    three = ["_\tx\t_\ta", "_\ty\t_\tb", "_\tz\t_\tc"]  # CoLA, which has two classes and no header
+    with pytest.raises(UserError, match="3 different labels; cola needs two$"):
+        load_task("cola", write_task(tmp_path, three[1:], three[1:], three[0]))
 
 
 # ---- choices
 
-def write_choices(folder, rows, floors=None):
+
+def test_words_in_common_are_those_outside_the_slice():
+    """Scored words that were compared with themselves would make a perfect floor of nothing; the
+    right text of the first choice shares a word, the wrong one none."""
+    choice = Choice("a b a c".split(), "d e a c".split(), slice(2, None))
+    assert shared_words([choice]) == 1
+    assert shared_words([Choice(choice.wrong, choice.right, choice.scored)]) == 0
+    assert shared_words([Choice(["a", "a"], ["a", "a"], slice(0, 2))]) == 0.5
+
+
+def write_choices(folder, rows, floors=""):
     (folder / "halves").mkdir()
-    lines = ["right\twrong\tscored", *rows]
-    (folder / "halves" / "dev.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "halves" / "dev.tsv").write_text("\n".join(["right\twrong\tscored", *rows]) + "\n")
     if floors:
-        (folder / "halves" / "floors.json").write_text(json.dumps(floors))
+        (folder / "halves" / "floors.json").write_text(floors)
     return str(folder)
 
 
 def test_choices_are_read_with_their_floors(tmp_path):
-    """Catches a slice that is read from the wrong end, and a floor that is forgotten."""
+    """A slice that is read from the wrong end would ask about other words; and a choice means
+    little without the rules that make it, too."""
     folder = write_choices(tmp_path, ["a b c d\tc d a b\t-2:", "a b c\tb a c\t0:2"],
-                           {"bigrams": 0.7})
+                           '{"bigrams": 0.7}')
     data = load_choices("halves", folder)
-    assert [row.right[row.scored] for row in data.choices] == [["c", "d"], ["a", "b"]]
-    assert [row.wrong[row.scored] for row in data.choices] == [["a", "b"], ["b", "a"]]
+    assert [choice.right[choice.scored] for choice in data.choices] == [["c", "d"], ["a", "b"]]
+    assert [choice.wrong[choice.scored] for choice in data.choices] == [["a", "b"], ["b", "a"]]
     assert data.floors == {"majority": 0.5, "overlap": 0.5, "bigrams": 0.7}
 
 
-@pytest.mark.parametrize("row, message", [("a b\tb a\t1", "'1' is not a slice of words"),
-                                          ("a b\tb a\t", "has nothing in the column 'scored'"),
-                                          ("a b\tb a", "line 2 has 2 columns")])
-def test_choices_that_cannot_be_read(row, message, tmp_path):
-    """Catches a traceback, or a row that is judged by other words than were meant."""
+@pytest.mark.parametrize("row, floors, message", [
+    ("a b\tb a\t1", "", "'1' is not a slice of words"),
+    ("a b\tb a\t", "", "has nothing in the column 'scored'"),
+    ("a b\tb a", "", "line 2 has 2 columns"), ("a b\tb a\t0:", "{", "floors.json is broken")])
+def test_choices_that_cannot_be_read(row, floors, message, tmp_path):
+    """A traceback says little; worse, a row could be judged by other words than were meant."""
     with pytest.raises(UserError, match=message):
-        load_choices("halves", write_choices(tmp_path, [row]))
-
-
-def test_words_in_common_are_those_outside_the_slice():
-    """Catches scored words that are compared with themselves, and a tie that counts as won."""
-    shares = Choice("a b a c".split(), "d e a c".split(), slice(2, None))
-    assert shared_words([shares]) == 1
-    assert shared_words([Choice(shares.wrong, shares.right, shares.scored)]) == 0
-    assert shared_words([Choice(["a", "a"], ["a", "a"], slice(0, 2))]) == 0.5
+        load_choices("halves", write_choices(tmp_path, [row], floors))

@@ -1,4 +1,4 @@
-"""Tasks with labels, such as GLUE's, and the fine-tuning of an encoder on them.
+"""Tasks such as GLUE's, the classifier that learns them, and choices that need no training.
 
-The scripts, `tools/` and `claims/` may import it; it imports the package's own level and `files/`.
+finetune.py and `tools/` import it; it imports the package's own level and `files/`.
 """

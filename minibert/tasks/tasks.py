@@ -3,7 +3,6 @@
 A score means something only beside what needs no model: the most frequent answer, and a
 classifier that counts words. N rows, C classes.
 """
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from minibert.errors import UserError
 from minibert.files.corpus import DATA, run_data_script
+from minibert.files.run_folder import read_json
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,6 @@ TASKS = {
     "text": Task(("text",), "label"),  # a task of one's own, with these columns
     "pair": Task(("text_a", "text_b"), "label"),
 }
-
-
 # Tasks that need no labels and no fine-tuning, see zero_shot.py.
 CHOICES = {name: Task(("right", "wrong"), "scored", folder=name, script="tasks_pydocs")
            for name in ("word-order", "halves")}
@@ -119,7 +117,7 @@ def load_choices(name: str, task_dir: str) -> ChoiceData:
         choices.append(Choice(right.split(), wrong.split(), slice(first, last)))
     floors = {"majority": 0.5, "overlap": shared_words(choices)}
     if (folder / "floors.json").exists():
-        floors |= json.loads((folder / "floors.json").read_text(encoding="utf-8"))
+        floors |= read_json(folder / "floors.json", "is missing")
     return ChoiceData(name, choices, floors)
 
 
@@ -146,7 +144,7 @@ def load_task(name: str, task_dir: str, rows: int = 0) -> TaskData:
     there is no such task, and when a file cannot be used.
     """
     if name not in TASKS:
-        raise UserError(f"there is no task {name!r}; use {', '.join(TASKS)}")
+        raise UserError(f"there is no task {name!r}; use {', '.join([*TASKS, *CHOICES])}")
     task = TASKS[name]
     folder = _folder(task, task_dir, "train.tsv")
     texts, labels = read_task(folder / "train.tsv", task)

@@ -20,6 +20,7 @@ def zero_shot(model: MaskedLM, tokenizer: Tokenizer, data: ChoiceData, device: s
     """
     model.to(device).eval()
     tokenizer.enable_truncation(model.config.max_length)
+    tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # a task's "[MASK]" is text, as in pretraining
     texts = [scored_positions(words, choice.scored, tokenizer)
              for choice in data.choices for words in (choice.right, choice.wrong)]

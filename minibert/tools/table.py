@@ -38,9 +38,11 @@ def family_table(folders: list[str]) -> str:
                             f"{folders[0]} ({first['hash']}); compare runs of the same corpus, "
                             "tokenizer, sequence length and masking code")
         row = {"run": Path(folder).name, **{name: of(metrics) for name, of in COLUMNS.items()}}
-        for file in sorted(Path(folder).glob("tasks/*/metrics.json")):
-            task = read_json(file, "is missing")
-            name = f"{task['task']} {task['metric']}"
+        for path in sorted(Path(folder).glob("tasks/*/metrics.json")):
+            if path.parent.suffix == ".part":  # a fine-tuning was killed here
+                continue
+            task = read_json(path, "is missing")
+            name = f"{path.parent.name} {task['metric']}"
             floors = {floor: task.get(floor) for floor in (*FLOORS, "dev_rows")}
             if floors != tasks.setdefault(name, floors):
                 raise UserError(f"{folder} was scored in {name} on other rows than the runs before "
