@@ -117,6 +117,9 @@ def test_planted_troubles(case, tmp_path):
 UNFINISHED = {
     "healthy": ("roberta", {}, ["HEALTHY"]),
     "memorising": ("roberta", dict(held_out=lambda x: 1 + x), ["MEMORISING"]),
+    "learned since its last evaluation": (
+        "roberta", dict(loss=lambda x: -1.0 if x <= 0.5 else -5.0, held_out=lambda x: -1.0),
+        ["HEALTHY"]),
     "pairs": ("bert", dict(nsp=lambda x: 0.69), ["NSP NOT LEARNED"]),
     "pairs learned": ("bert", dict(nsp=lambda x: 0.3), ["HEALTHY"])}
 
@@ -197,7 +200,8 @@ def test_the_nearest_arm(settings, name, apart, published):
     arms["wide"] = {**arms["roberta"], "settings": settings_of("roberta", mask_rate=0.3)}
     arms["long"] = {**arms["roberta"], "settings": settings_of("roberta", mask_rate=0.15,
                                                                steps=400), "steps": 400}
-    arms["untrained"] = {**arms["wide"], "steps": 0}
+    arms["untrained"] = {**arms["roberta"], "settings": settings_of("roberta", mask_rate=0.15,
+                                                                    learning_rate=0.5), "steps": 0}
     write_arms(arms)
     arm = nearest_arm({"mask_rate": 0.15, **settings})
     assert (arm["name"], arm["apart"]) == (name, apart)
