@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from minibert.config import ModelConfig, RunConfig
+from minibert.config import ModelConfig
+from minibert.data import Batch
 from minibert.errors import UserError, run_cli
 from minibert.files.hub import load_pretrained
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
 from minibert.model import MaskedLM, readable_attention
 from minibert.tokenizer import special_ids
-from minibert.training import mask_settings
 
 # A held-out sentence of pydocs, in which the right side of the word says more than the left one.
 SENTENCE = ("The shortest path from any of the source nodes will be found if multiple sources are "
@@ -114,14 +114,14 @@ def attention_weights(model: MaskedLM, input_ids: Tensor) -> Tensor:
     input_ids: (S,). Attention returns a mix of values; where the values are one-hot, the mix is
     the weights.
     """
-    found, one_hot = [], torch.eye(len(input_ids))  # (S, S)
+    weights, one_hot = [], torch.eye(len(input_ids))  # (S, S)
     hidden = model.encoder.embeddings(input_ids[None])  # (B, S, H)
     for layer in model.encoder.layers:
         query = layer.attention.split_heads(layer.attention.query(hidden))  # (B, A, S, D)
         key = layer.attention.split_heads(layer.attention.key_value(hidden).chunk(2, dim=-1)[0])
-        found.append(readable_attention(query, key, one_hot)[0])
+        weights.append(readable_attention(query, key, one_hot)[0])
         hidden = layer(hidden, None)
-    return torch.stack(found)
+    return torch.stack(weights)
 
 
 def draw_lineage() -> Figure:
@@ -172,21 +172,21 @@ def draw_encoder() -> Figure:
 def draw_masks(clean: Tensor, tokenizer: Tokenizer) -> Figure:
     """One sentence's masks in four epochs: two static ones on the left, new ones on the right."""
     figure, axes = new_figure(10, 7.2, "Static masks come back, dynamic masks are always new", 2)
-    settings = mask_settings(RunConfig(out="-"), tokenizer, "cpu")  # the recipes' own
+    special, vocab_size = special_ids(tokenizer), tokenizer.get_vocab_size()
     for plot, title, masker in zip(axes, ("static (BERT), here two masks", "dynamic (RoBERTa)"),
-                                   (StaticMasker(2), DynamicMasker())):
+                                   (StaticMasker(special, vocab_size, seed=0, masks=2),
+                                    DynamicMasker(special, vocab_size, seed=0))):
         plot.set_title(title, fontweight="bold")
         plot.set(xlim=(-0.5, EPOCHS - 0.5), ylim=(len(clean) - 0.5, -0.5), axisbelow=True)
         plot.set_xticks(range(EPOCHS), [f"epoch {epoch + 1}" for epoch in range(EPOCHS)])
         plot.set_yticks(range(len(clean)), [tokenizer.id_to_token(id) for id in clean.tolist()])
         plot.grid(axis="y", color="0.9")
         for epoch in range(EPOCHS):
-            inputs, positions, labels = masker(clean[None], torch.tensor([SEQUENCE]), epoch=epoch,
-                                               **settings)
-            for position in positions[labels != IGNORE].tolist():
-                id = int(inputs[0, position])
-                color = (BLUE if id == settings["mask_id"] else
-                         PALE if id == clean[position] else ORANGE)
+            row = clean[None]
+            batch = masker(Batch(row, row, row, row, torch.tensor([SEQUENCE]), epoch))
+            for position in batch.masked_positions[batch.labels != IGNORE].tolist():
+                id = int(batch.input_ids[0, position])
+                color = BLUE if id == special.mask else PALE if id == clean[position] else ORANGE
                 plot.barh(position, 0.96, 0.9, epoch - 0.48, color=color, edgecolor=INK)
                 plot.text(epoch, position, tokenizer.id_to_token(id), ha="center", va="center",
                           color="white" if color == BLUE else INK, fontsize=11)

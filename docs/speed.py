@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minibert.config import BenchConfig, ModelConfig, Parser, RunConfig, add_flags
+from lab.bench import (SPECIAL, BenchConfig, bench, our_step, random_text, speed_table,
+                       take_turns)
+from minibert.config import ModelConfig, Parser, RunConfig, add_flags
+from minibert.data import Batches
 from minibert.errors import run_cli
 from minibert.files.run_folder import ROOT, write_json
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
-from lab.bench import MASKS, SPECIAL, bench, our_step, speed_table, take_turns
 from minibert.training import autocast, clipped_step
 
 
@@ -77,33 +79,34 @@ def torch_step(config: ModelConfig, B: int, S: int, device: str) -> Callable[[],
 def rivals(config: ModelConfig, B: int, S: int, device: str) -> dict[str, Callable[[], None]]:
     """The steps of other code by name, as `bench` takes them, and of ours with their dropout."""
     dropout = replace(config, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
-    found = {"RoBERTa, dropout .1": our_step(dropout, RunConfig(out="none", seq_length=S,
-                                                                batch_size=B), device),
+    run = RunConfig(out="none", seq_length=S, batch_size=B)
+    steps = {"RoBERTa, dropout .1": our_step(dropout, run, device),
              "torch.nn.TransformerEncoder": torch_step(config, B, S, device)}
     try:
         for name, rate in (("dropout 0", 0.0), ("as shipped", 0.1)):
-            found[f"transformers, {name}"] = transformers_step(config, B, S, rate, device)
+            steps[f"transformers, {name}"] = transformers_step(config, B, S, rate, device)
     except ImportError:
         print("to time transformers as well, pip install transformers", file=sys.stderr)
-    return found
+    return steps
 
 
 def masking(bench: BenchConfig, device: str) -> list[dict[str, Any]]:
     """The drawing of one batch's masks by our code, static and dynamic."""
-    B, S = bench.batch_size, bench.seq_length
-    ids = torch.randint(5, bench.vocab_size, (B, S), device=device)
-    calls = {f"{name} masks": partial(masker, ids, torch.arange(B, device=device), epoch=3,
-                                      vocab_size=bench.vocab_size, **MASKS)
-             for name, masker in (("static", StaticMasker(10)), ("dynamic", DynamicMasker()))}
-    seconds = take_turns(calls, 20 * bench.rounds, device)
-    return [{"name": name, "seconds": every} for name, every in seconds.items()]
+    maskers = {"static masks": StaticMasker(SPECIAL, bench.vocab_size, seed=0),
+               "dynamic masks": DynamicMasker(SPECIAL, bench.vocab_size, seed=0)}
+    run = RunConfig(out="none", seq_length=bench.seq_length, batch_size=bench.batch_size)
+    text = random_text(bench.vocab_size, bench.seq_length - 2)
+    batch = next(Batches(text, run, SPECIAL, device, maskers["dynamic masks"].duplicate_of))
+    seconds = take_turns({name: partial(masker, batch) for name, masker in maskers.items()},
+                         20 * bench.rounds, device)
+    return [{"name": name, "seconds": by_round} for name, by_round in seconds.items()]
 
 
-def speed_lines(found: dict[str, Any]) -> list[str]:
+def speed_lines(timings: dict[str, Any]) -> list[str]:
     """What the timings come to: ratios of the same round, the middle one and the middle half."""
     timed = {row["name"]: np.array(row["seconds"])
-             for row in [*found["steps"], *found["masking"]] if "seconds" in row}
-    share = {row["name"]: row.get("share_of_peak") for row in found["steps"]}
+             for row in [*timings["steps"], *timings["masking"]] if "seconds" in row}
+    share = {row["name"]: row.get("share_of_peak") for row in timings["steps"]}
 
     def ratio(slow: str, fast: str, unit: str) -> str:
         low, middle, high = np.percentile(timed[slow] / timed[fast], [25, 50, 75])
@@ -129,11 +132,12 @@ def main() -> None:
     flags = vars(parser.parse_args())
     folder = ROOT / "results" / flags.pop("name")
     settings = BenchConfig(**flags)
-    found = bench(settings, rivals)
-    found["masking"] = masking(settings, found["device"])
+    timings = bench(settings, rivals)
+    timings["masking"] = masking(settings, timings["device"])
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "bench.json", found)
-    print("\n".join([speed_table([*found["steps"], *found["masking"]]), "", *speed_lines(found)]))
+    write_json(folder / "bench.json", timings)
+    print(speed_table([*timings["steps"], *timings["masking"]]), "", *speed_lines(timings),
+          sep="\n")
 
 
 if __name__ == "__main__":

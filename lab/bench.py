@@ -56,7 +56,7 @@ def take_turns(calls: dict[str, Callable], rounds: int, device: str) -> dict[str
             call()
             wait()
             seconds[name].append(time.perf_counter() - start)
-    return {name: every[2:] for name, every in seconds.items()}
+    return {name: taken[2:] for name, taken in seconds.items()}
 
 
 def flops_of(config: ModelConfig, B: int, S: int, M: int, training: bool = True) -> float:
@@ -111,12 +111,12 @@ def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM
     return step
 
 
-def model_config(bench: BenchConfig, **other: Any) -> ModelConfig:
-    """The model that is timed, without dropout."""
-    values = dict(vocab_size=bench.vocab_size, num_hidden_layers=bench.num_hidden_layers,
-                  max_position_embeddings=max(512, bench.seq_length), next_sentence=False,
-                  hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    return ModelConfig(**{**sizes_of_width(bench.hidden_size), **values, **other})
+def model_config(bench: BenchConfig, layers: int) -> ModelConfig:
+    """The model that is timed, with so many layers and without dropout."""
+    return ModelConfig(**sizes_of_width(bench.hidden_size), num_hidden_layers=layers,
+                       vocab_size=bench.vocab_size, next_sentence=False,
+                       max_position_embeddings=max(512, bench.seq_length),
+                       hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 def steps(bench: BenchConfig, device: str, rivals: Callable) -> list[dict[str, Any]]:
@@ -124,8 +124,8 @@ def steps(bench: BenchConfig, device: str, rivals: Callable) -> list[dict[str, A
     B, S = bench.batch_size, bench.seq_length
     M = max(1, round(0.15 * S))
     run = RunConfig(out="none", seq_length=S, batch_size=B, compile=bench.compile)
-    plain = model_config(bench)
-    student = model_config(bench, num_hidden_layers=max(1, bench.num_hidden_layers // 2))
+    plain = model_config(bench, bench.num_hidden_layers)
+    student = model_config(bench, max(1, bench.num_hidden_layers // 2))
     teacher = MaskedLM(plain).to(device).eval()
     full, half = flops_of(plain, B, S, M), flops_of(student, B, S, M)
     taught = half + flops_of(plain, B, S, M, training=False)
@@ -135,16 +135,15 @@ def steps(bench: BenchConfig, device: str, rivals: Callable) -> list[dict[str, A
         "student, distilled": (our_step(student, run, device, teacher), taught)}
     cases |= {name: (step, full) for name, step in rivals(plain, B, S, device).items()}
     products = matrix_products(bench, device)
-    everything = cases | products
-    seconds = take_turns({name: call for name, (call, _) in everything.items()}, bench.rounds,
-                         device)
-    speed = {name: flops / min(seconds[name]) for name, (_, flops) in everything.items()}
+    timed = cases | products
+    seconds = take_turns({name: call for name, (call, _) in timed.items()}, bench.rounds, device)
+    speed = {name: flops / min(seconds[name]) for name, (_, flops) in timed.items()}
     peak = max(speed[name] for name in products)
-    found = [{"name": name, "seconds": seconds[name],
-              "tokens_per_second": B * S / min(seconds[name]),
-              "flops_per_second": speed[name], "share_of_peak": speed[name] / peak}
-             for name in cases]
-    return [*found, {"name": "matrix products", "flops_per_second": peak}]
+    rows = [{"name": name, "seconds": seconds[name],
+             "tokens_per_second": B * S / min(seconds[name]),
+             "flops_per_second": speed[name], "share_of_peak": speed[name] / peak}
+            for name in cases]
+    return [*rows, {"name": "matrix products", "flops_per_second": peak}]
 
 
 def matrix_products(bench: BenchConfig, device: str) -> dict[str, tuple[Callable, float]]:

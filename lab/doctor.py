@@ -16,15 +16,15 @@ from minibert.files.run_folder import ROOT, read_json
 
 PUBLISHED = ROOT / "results" / "cpu"
 WIDTH, HEIGHT = 72, 14  # of the picture, in characters
-# Settings that do not decide how a loss falls, or that a run's folder has in another form.
-PASSED_OVER = set("attn_implementation checkpoint_every corpus device eval_every eval_targets "
-                  "log_every max_position_embeddings model_type next_sentence out pad_token_id "
-                  "preset seed task_dir task_rows task_seeds tasks teacher type_vocab_size".split())
+# Settings that do not decide how a loss falls, or that follow from others.
+PASSED_OVER = set("attn_implementation checkpoint_every compile corpus device eval_every "
+                  "eval_targets log_every max_position_embeddings next_sentence out pad_token_id "
+                  "preset seed teacher type_vocab_size".split())
 CURES = {  # what may be found, and what to change
     "NOT FINITE": "start again, in another folder, with a lower --learning-rate",
-    "LEARNING RATE TOO HIGH": "lower --learning-rate, or raise --warmup",
+    "LEARNING RATE TOO HIGH": "lower --learning-rate",
     "ON THE PLATEAU": "raise --steps or, if the band has left it, take its --learning-rate",
-    "MEMORISING": "raise --data-fraction or --data-tokens, lower --steps, or --masking dynamic",
+    "MEMORISING": "raise --data-tokens, lower --steps, or take --masking dynamic",
     "NSP NOT LEARNED": "raise --seq-length or --steps, or leave it out by --no-nsp",
     "FAR FROM ITS TEACHER": "raise --alpha-kl or --steps",
     "HEALTHY": "none of the troubles that are known here",
@@ -42,26 +42,26 @@ def doctor(folder: str) -> str:
     metrics = read_json(out / "metrics.json", "") if (out / "metrics.json").exists() else {}
     try:
         settings = {**run["model"], **run["settings"], **run.get("distill", {})}
-        script = "distill" if "distill" in run else f"train_{run['model']['model_type']}"
-        log, arm = read_log(out / "log.jsonl"), nearest_arm(script, settings)
+        log, arm = read_log(out / "log.jsonl"), nearest_arm(settings)
         evals = [(line["step"], line["eval"]) for line in log if "eval" in line]
         if metrics:
             evals.append((metrics["steps"], metrics["full-sentences"]))
         logs = [line for line in read_log(PUBLISHED / "logs.jsonl") if line["arm"] == arm["name"]]
         band = [columns([line for line in logs if line["seed"] == seed])
                 for seed in sorted({line["seed"] for line in logs})]
-        found = troubles(settings, log, evals, metrics, arm)
-        shown = picture(columns(log), evals, band)
+        names = troubles(settings, log, evals, metrics, arm)
+        rows = picture(columns(log), evals, band)
     except (FileNotFoundError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} holds no run that has logged a loss ({error!r}); wait for its "
                         "first line, or name another folder") from None
-    flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in arm["apart"].items())
+    apart = ", ".join(f"{name} {value}" for name, value in arm["apart"].items())
     return "\n".join([
         f"{folder}: step {log[-1]['step']:,} of {settings['steps']:,}"
-        + ", not finished" * (not metrics), *shown,
+        + ", not finished" * (not metrics), *rows,
         f"The band is the nearest published arm, {arm['name']!r}, {len(band)} seeds, with "
-        f"{flags or 'the same flags'}; it ends at {max(seed[0, -1] for seed in band):,.0f} tokens.",
-        *(f"{name}: {CURES[name]}." for name in found)])
+        f"{apart or 'the same settings'}; it ends at "
+        f"{max(seed[0, -1] for seed in band):,.0f} tokens.",
+        *(f"{name}: {CURES[name]}." for name in names)])
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -75,20 +75,21 @@ def columns(log: list[dict[str, Any]]) -> np.ndarray:
                       line.get("nsp", 0)) for line in log if "mlm" in line]).T
 
 
-def nearest_arm(script: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the published arm of a script that differs from a run in the fewest settings.
+def nearest_arm(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the published arm that differs from a run in the fewest settings that both have.
 
-    Of equally many, it is the one whose budget is the nearest. To what results.json has of it come
-    its name, its corpus, and as `apart` the settings that differ, as it has them.
+    A student is compared with students only. Of equally many, it is the arm whose budget is the
+    nearest. To what results.json has of it come its name and, as `apart`, the settings that differ,
+    as it has them.
     """
-    found = []
+    arms = []
     for name, arm in read_json(PUBLISHED / "results.json", "is missing; copy it again")[
             "arms"].items():
-        if arm["script"] == script and arm["steps"]:
+        if arm["steps"] and ("alpha_kl" in arm["settings"]) == ("alpha_kl" in settings):
             apart = {key: value for key, value in arm["settings"].items()
                      if key not in PASSED_OVER and settings.get(key, value) != value}
-            found.append({**arm, "name": name, "apart": apart})
-    return min(found, key=lambda arm: (len(arm["apart"]), abs(arm["steps"] - settings["steps"])))
+            arms.append({**arm, "name": name, "apart": apart})
+    return min(arms, key=lambda arm: (len(arm["apart"]), abs(arm["steps"] - settings["steps"])))
 
 
 def picture(run: np.ndarray, evals: list[tuple[int, dict]], band: list[np.ndarray]) -> list[str]:
@@ -134,7 +135,7 @@ def troubles(settings: dict[str, Any], log: list[dict[str, Any]], evals: list[tu
     jumps = norms[warm][3:] > [10 * np.median(norms[warm][:end]) for end in range(3, sum(warm))]
     pairs = metrics.get("segment-pair", {})
     floors = [pairs[name] for name in ("nsp_majority", "nsp_length") if name in pairs]
-    far, near = (found.get("kl_to_teacher", 0) for found in (score, theirs))
+    far, near = (scores.get("kl_to_teacher", 0) for scores in (score, theirs))
     wrong = {
         "NOT FINITE": not all(math.isfinite(line.get("loss", 0) + line.get("grad_norm", 0))
                               for line in log),

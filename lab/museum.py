@@ -18,19 +18,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lab.planted_bugs import Mutant, plant
-
 from lab.judge import interval
+from lab.planted_bugs import Mutant, plant
 from minibert.errors import UserError, run_cli
 from minibert.files.corpus import DATA, corpus_path
-from minibert.files.run_folder import code, read_json, write_json
+from minibert.files.run_folder import ROOT, code, read_json, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 # Two million tokens for a teacher; a student has half of its steps and of its layers.
 STEPS = 2475
 SHAPE = "--num-hidden-layers 2 --vocab-size 2048 --initializer-range 0.08"
-FLAGS = ("--preset tiny --seq-length 32 --batch-size 32 --learning-rate 0.002 --tasks none "
-         "--device cpu")
+FLAGS = "--preset tiny --seq-length 32 --batch-size 32 --learning-rate 0.002 --device cpu"
 # A student that has nothing of its teacher but the soft targets, beside the hard labels.
 STUDENT = "--init random --alpha-cos 0"
 THREAD = "https://github.com/"
@@ -40,18 +37,17 @@ class Mistake(NamedTuple):
     id: str
     title: str
     script: str  # which recipe shows it
-    bug: Mutant
-    sources: tuple[str, ...]  # threads, without the address that they share
+    change: tuple[str, str, str]  # a file, a line of it, and what was written in its place
+    sources: str  # threads, without the address that they share
     prose: str  # what it is, and what it looks like from outside
 
-
-def mistake(id: str, title: str, script: str, change: tuple[str, str, str], sources: str,
-            prose: str) -> Mistake:
-    return Mistake(id, title, script, Mutant(title, *change, ""), tuple(sources.split()), prose)
+    @property
+    def bug(self) -> Mutant:
+        return Mutant(self.title, *self.change, "")
 
 
 MISTAKES = (
-    mistake(
+    Mistake(
         "nsp", "Pairs that teach nothing", "train_bert",
         ("minibert/losses.py", "F.cross_entropy(_to_float32(logits), is_random_next,",
          "F.cross_entropy(_to_float32(logits), is_random_next, ignore_index=0,"),
@@ -62,9 +58,9 @@ MISTAKES = (
         "From outside, the loss of next sentences falls to nothing within a few steps, far faster "
         "than anything that has to be learned. The figure that gives it away is the accuracy: it "
         "is that of always giving one answer, however low the loss is."),
-    mistake(
+    Mistake(
         "all-tokens", "The mean over all tokens", "train_roberta",
-        ("train_roberta.py",
+        ("minibert/masking.py",
          "batch._replace(input_ids=inputs, masked_positions=masked_positions, labels=labels)",
          "batch._replace(input_ids=inputs, masked_positions=inputs.ne(IGNORE).cumsum(1) - 1,\n"
          "                               labels=batch.input_ids.where(batch.attention_mask > 0, "
@@ -76,7 +72,7 @@ MISTAKES = (
         "low: a user of transformers had 0.1 to 0.2, and 1.6 when it was mended. A loss far below "
         "the unigram entropy after a few hundred steps is that of another task. The log's "
         "`targets` tell the same, since they should be 15 % of the `tokens`."),
-    mistake(
+    Mistake(
         "masked-labels", "Labels from the masked text", "train_roberta",
         ("minibert/masking.py", "labels = input_ids.gather(", "labels = inputs.gather("),
         "gc-os-ai/pyaptamer/pull/462 princeton-nlp/SimCSE/pull/121",
@@ -87,7 +83,7 @@ MISTAKES = (
         "roberta`), and ask the model to fill in a blank. It is a common mistake of first "
         "attempts. The threads below are about two relatives: labels that were cloned from the "
         "wrong tensor, and tokens that were masked in place although another task shared them."),
-    mistake(
+    Mistake(
         "kept", "No label where nothing is hidden", "train_roberta",
         ("minibert/masking.py", ".where(used, IGNORE)",
          ".where(used & (inputs.gather(1, masked_positions) == mask_id), IGNORE)"),
@@ -99,7 +95,7 @@ MISTAKES = (
         "frequent words are. From outside little is odd. The training loss is higher than the "
         "right one, because the easiest questions are gone, but nobody sees that without the right "
         "one beside it. Count the predictions, as the log does: `targets` are a fifth too few."),
-    mistake(
+    Mistake(
         "kl", "KL the other way round", "distill",
         ("minibert/losses.py", "F.kl_div(student, teacher,", "F.kl_div(teacher, student,"),
         "paiml/aprender/pull/2153 huggingface/trl/pull/4935",
@@ -109,7 +105,7 @@ MISTAKES = (
         "has forgotten. Both directions are 0 for equal distributions, and both fall. So no curve "
         "of one run gives it away; only a test with two distributions that differ does, or the "
         "distance from the teacher, measured by other code (`kl_to_teacher`)."),
-    mistake(
+    Mistake(
         "t-squared", "T² is missing", "distill",
         ("minibert/losses.py", "temperature**2 * _mean(divergence", "_mean(divergence"),
         "IntelLabs/distiller/issues/122 keras-team/keras-io/issues/869",
@@ -136,65 +132,61 @@ def copy_project(folder: Path, bug: Mutant | None) -> None:
         plant(bug, folder)
 
 
-def command(script: str, name: str, seed: int, folder: Path, args: argparse.Namespace) -> list[str]:
-    """The flags of one run: `name` is a mistake's or "right"."""
-    steps, own = args.steps, SHAPE.split()
+def command(script: str, name: str, seed: int, folder: Path, steps: int) -> list[str]:
+    """The flags of one run: `name` is a mistake's or "right"; steps: of a recipe."""
+    shape = SHAPE.split()
     if script == "distill":
-        steps = max(1, args.steps // 2)
-        own = ["--teacher", str(folder / f"train_roberta-right-{seed}"), *STUDENT.split()]
-    else:
-        own += args.shape.split()
-    return [f"{script}.py", *FLAGS.split(), *own, *args.flags.split(),
-            "--corpus", str(corpus_path(args.corpus)), "--seed", str(seed), "--steps", str(steps),
-            "--log-every", str(max(1, steps // 40)), "--eval-every", str(max(1, steps // 10)),
+        steps = max(1, steps // 2)
+        shape = ["--teacher", str(folder / f"train_roberta-right-{seed}"), *STUDENT.split()]
+    return [f"{script}.py", *FLAGS.split(), *shape, "--corpus", str(corpus_path("pydocs")),
+            "--seed", str(seed), "--steps", str(steps), "--log-every", str(max(1, steps // 40)),
+            "--eval-every", str(max(1, steps // 10)),
             "--out", str(folder / f"{script}-{name}-{seed}")]
 
 
 def run_all(chosen: list[Mistake], folder: Path, args: argparse.Namespace) -> None:
     """Make the runs that are missing: first those of the two recipes, then those of students."""
-    runs = {(one.script, name) for one in chosen for name in ("right", one.id)}
-    if any(one.script == "distill" for one in chosen):
+    runs = {(mistake.script, name) for mistake in chosen for name in ("right", mistake.id)}
+    if any(script == "distill" for script, _ in runs):
         runs.add(("train_roberta", "right"))  # the teachers
-    bugs = {"right": None, **{one.id: one.bug for one in chosen}}
-    copies = {name: folder / f"code-{name}" for name in bugs}
-    for name, copy in copies.items():
-        shutil.rmtree(copy, ignore_errors=True)
-        copy_project(copy, bugs[name])
+    bugs = {"right": None, **{mistake.id: mistake.bug for mistake in chosen}}
+    for name, bug in bugs.items():
+        shutil.rmtree(folder / f"code-{name}", ignore_errors=True)
+        copy_project(folder / f"code-{name}", bug)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MINIBERT_PLAIN": "1",
                    "MINIBERT_PREPARED": os.environ.get("MINIBERT_PREPARED", str(DATA / "prepared"))}
 
-    def run_one(script: str, name: str, seed: int) -> None:
-        made = subprocess.run([sys.executable, *command(script, name, seed, folder, args)],
-                              cwd=copies[name], capture_output=True, text=True,
-                              env={**environment, "PYTHONPATH": str(copies[name])})
-        print(made.stdout.strip().splitlines()[-1] if made.stdout.strip() else "", flush=True)
-        if made.returncode:
-            raise UserError(f"{script} with {name!r} and seed {seed} failed: {made.stderr[-500:]}")
+    def run(script: str, name: str, seed: int) -> None:
+        copy = folder / f"code-{name}"
+        done = subprocess.run([sys.executable, *command(script, name, seed, folder, args.steps)],
+                              cwd=copy, capture_output=True, text=True,
+                              env={**environment, "PYTHONPATH": str(copy)})
+        print(done.stdout.strip().rpartition("\n")[2], flush=True)
+        if done.returncode:
+            raise UserError(f"{script} with {name!r} and seed {seed} failed: {done.stderr[-500:]}")
 
     for students in (False, True):
         with ThreadPoolExecutor(args.jobs) as pool:
-            jobs = [pool.submit(run_one, script, name, seed) for seed in range(args.seeds)
+            jobs = [pool.submit(run, script, name, seed) for seed in range(args.seeds)
                     for script, name in sorted(runs) if (script == "distill") == students]
             for job in jobs:
                 job.result()
 
 
-def collect(chosen: list[Mistake], folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def collect(chosen: list[Mistake], folder: Path, steps: int, seeds: int) -> dict[str, Any]:
     """The curves and the final figures of all runs: the content of results/museum.json."""
-    found: dict[str, Any] = {"steps": args.steps, "seeds": args.seeds, "mistakes": {}}
-    for one in chosen:
-        found["mistakes"][one.id] = {
-            name: [read_run(folder / f"{one.script}-{kind}-{seed}", one)
-                   for seed in range(args.seeds)]
-            for name, kind in (("right", "right"), ("wrong", one.id))}
-    return found
+    return {"steps": steps, "seeds": seeds, "mistakes": {
+        mistake.id: {name: [read_run(folder / f"{mistake.script}-{kind}-{seed}", mistake)
+                            for seed in range(seeds)]
+                     for name, kind in (("right", "right"), ("wrong", mistake.id))}
+        for mistake in chosen}}
 
 
-def read_run(run: Path, one: Mistake) -> dict[str, Any]:
+def read_run(run: Path, mistake: Mistake) -> dict[str, Any]:
     """A run's curves as [step, loss], what its log says in the end, and what it is worth."""
     log = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
     metrics = read_json(run / "metrics.json", "is missing; run again")
-    term = "nsp" if one.id == "nsp" else "mlm"
+    term = "nsp" if mistake.id == "nsp" else "mlm"
     training = [[line["step"], round(line[term], 4)] for line in log if term in line]
     pairs, full = metrics["segment-pair"], metrics["full-sentences"]
     return {"training": training,
@@ -203,10 +195,9 @@ def read_run(run: Path, one: Mistake) -> dict[str, Any]:
             "logged": round(sum(loss for _, loss in training[-4:]) / len(training[-4:]), 4),
             "targets": round(metrics["targets"] / metrics["tokens"], 4),
             "entropy": round(full["unigram_entropy"], 3),
-            **{name: round(pairs[name], 4) for name in ("nsp_accuracy", "nsp_majority")
-               if name in pairs},
-            **({"kl_to_teacher": round(full["kl_to_teacher"], 4)} if "kl_to_teacher" in full
-               else {}),
+            **{name: round(scores[name], 4) for scores, name in (
+                (pairs, "nsp_accuracy"), (pairs, "nsp_majority"), (full, "kl_to_teacher"))
+               if name in scores},
             "loss": round(full["mlm_loss"], 4)}
 
 
@@ -218,20 +209,20 @@ def differences(runs: dict[str, list[dict]], name: str) -> str:
             f"without it, a difference of {mean:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 
-def found_of(one: Mistake, runs: dict[str, list[dict]]) -> str:
-    """What the runs of a mistake and its twin have found, in sentences."""
+def outcome(mistake: Mistake, runs: dict[str, list[dict]]) -> str:
+    """What the runs with a mistake and those without it came to, in sentences."""
     logged = differences(runs, "logged")
-    if one.id == "nsp":
+    if mistake.id == "nsp":
         majority = runs["right"][0]["nsp_majority"]
         return (f"The accuracy of next sentences is {differences(runs, 'nsp_accuracy')}; the more "
                 f"frequent answer alone has {majority:.3f}. The loss of next sentences in the log "
                 f"is {logged}. The held-out loss of masked words is {differences(runs, 'loss')}.")
-    said = (f"The held-out loss is {differences(runs, 'loss')}; the unigram entropy is "
+    text = (f"The held-out loss is {differences(runs, 'loss')}; the unigram entropy is "
             f"{runs['right'][0]['entropy']:.3f}. The training loss in the log is {logged}.")
-    if one.script == "distill":
-        return f"{said} The distance from the teacher is {differences(runs, 'kl_to_teacher')}."
+    if mistake.script == "distill":
+        return f"{text} The distance from the teacher is {differences(runs, 'kl_to_teacher')}."
     share = [runs[kind][0]["targets"] for kind in ("wrong", "right")]
-    return f"{said} Predictions are {share[0]:.1%} of the tokens, and should be {share[1]:.1%}."
+    return f"{text} Predictions are {share[0]:.1%} of the tokens, and should be {share[1]:.1%}."
 
 
 def page(results: dict[str, Any]) -> str:
@@ -250,14 +241,15 @@ def page(results: dict[str, Any]) -> str:
         f"interval. Figures in the text are means of {seeds} seeds at the end of {steps:,} steps "
         "(a student has half as many), and differences are paired by seed, with a 95 % interval by "
         "Student's t. An interval that holds 0 means that so many seeds cannot tell.")]
-    for one in MISTAKES:
-        if one.id in results["mistakes"]:
-            names = [f"[{source.replace('/issues/', '#').replace('/pull/', '#')}]({THREAD}{source})"
-                     for source in one.sources]
-            parts += [f"## {one.title}", one.prose,
-                      "```diff\n" + "\n".join([one.bug.file, f"- {one.bug.before}", *(
-                          f"+ {line}" for line in one.bug.after.split("\n"))]) + "\n```",
-                      found_of(one, results["mistakes"][one.id]),
+    for mistake in MISTAKES:
+        if mistake.id in results["mistakes"]:
+            bug, names = mistake.bug, [
+                f"[{source.replace('/issues/', '#').replace('/pull/', '#')}]({THREAD}{source})"
+                for source in mistake.sources.split()]
+            parts += [f"## {mistake.title}", mistake.prose,
+                      "\n".join(["```diff", bug.file, f"- {bug.before}", *(
+                          f"+ {line}" for line in bug.after.split("\n")), "```"]),
+                      outcome(mistake, results["mistakes"][mistake.id]),
                       f"Seen in {', '.join(names)}."]
     parts += ["## How it is made", (
         "```\npython -m lab.museum\n```"), (
@@ -273,18 +265,18 @@ def draw(results: dict[str, Any], path: Path) -> None:
     from draw import BLUE, BROWN, STYLE
     from matplotlib import style
     from matplotlib.figure import Figure
-    chosen = [one for one in MISTAKES if one.id in results["mistakes"]]
+    chosen = [mistake for mistake in MISTAKES if mistake.id in results["mistakes"]]
     with style.context(["default", STYLE]):
         rows = (len(chosen) + 2) // 3
         figure = Figure(figsize=(10, 0.6 + 3.0 * rows), layout="constrained")
         axes = figure.subplots(rows, 3, squeeze=False).flatten()
         for plot in axes[len(chosen):]:
             plot.axis("off")
-        for plot, one in zip(axes, chosen):
-            plot.set_title(one.title, fontweight="bold")
+        for plot, mistake in zip(axes, chosen):
+            plot.set_title(mistake.title, fontweight="bold")
             for kind, color in (("right", BLUE), ("wrong", BROWN)):
                 for curve, line in (("training", "--"), ("held_out", "-")):
-                    draw_curve(plot, [run[curve] for run in results["mistakes"][one.id][kind]],
+                    draw_curve(plot, [run[curve] for run in results["mistakes"][mistake.id][kind]],
                                color, line)
             plot.set_ylim(bottom=0)
             plot.set_axisbelow(True)
@@ -315,23 +307,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind [3]")
     parser.add_argument("--only", default="", help="ids of mistakes, with commas between them")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time")
-    parser.add_argument("--corpus", default="pydocs", help="a name in data/ or a path [pydocs]")
-    parser.add_argument("--shape", default="", help="other flags of the model's shape")
-    parser.add_argument("--flags", default="", help="other flags of all scripts")
-    parser.add_argument("--runs", default=str(ROOT / "runs/museum"), help="the runs' folder")
     parser.add_argument("--out", default=str(ROOT), help="where docs/ and results/ are written")
     args = parser.parse_args()
-    ids = args.only.split(",") if args.only else [one.id for one in MISTAKES]
-    if unknown := sorted(set(ids) - {one.id for one in MISTAKES}):
-        raise UserError(f"there is no mistake {unknown[0]!r}; they are "
-                        f"{', '.join(one.id for one in MISTAKES)}")
+    chosen = [mistake for mistake in MISTAKES
+              if not args.only or mistake.id in args.only.split(",")]
+    if unknown := set(filter(None, args.only.split(","))) - {mistake.id for mistake in chosen}:
+        raise UserError(f"there is no mistake {min(unknown)!r}; they are "
+                        f"{', '.join(mistake.id for mistake in MISTAKES)}")
     interval([0.0] * args.seeds)  # too few seeds are said before the first run, and what is missing
     if not find_spec("matplotlib"):
         raise UserError("the picture needs matplotlib; install it first: pip install matplotlib")
-    chosen = [one for one in MISTAKES if one.id in ids]
-    folder = Path(args.runs).resolve() / code()  # runs of other code are not those of this version
+    folder = ROOT / "runs" / "museum" / code()  # runs of other code are not those of this version
     run_all(chosen, folder, args)
-    results = collect(chosen, folder, args)
+    results = collect(chosen, folder, args.steps, args.seeds)
     out = Path(args.out)
     for name in ("docs", "results"):
         (out / name).mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Which pieces of lab/exercises/mine.py are done, and what is wrong with the others.
 
-Each piece takes the place of the package's, and the package's tests are run, up to the first that
-fails. Then the piece is compared with the planted bugs on a few small inputs,
-and the bug that gives the same values is named.
+Each piece takes the place of the package's, and the package's tests of its file are run, up to the
+first that fails. Then the piece is compared with the planted bugs on a few small inputs, and the
+bug that gives the same values is named.
 """
 import argparse
 import contextlib
@@ -23,10 +23,10 @@ from unittest import mock
 
 import pytest
 import torch
-from lab.planted_bugs import MUTANTS, ROOT
 
 from lab.exercises.explained import EXPLAINED
 from lab.exercises.pieces import PIECES
+from lab.planted_bugs import MUTANTS, ROOT
 from minibert.errors import UserError, run_cli
 
 MINE = ROOT / "lab" / "exercises" / "mine.py"
@@ -44,8 +44,8 @@ def load(file: Path, name: str = "mine", code: str | None = None) -> ModuleType:
 
 def part(module: ModuleType, name: str) -> FunctionType:
     """The function of a module that a piece consists of."""
-    found = getattr(module, name)
-    return getattr(found, PIECES[name].method) if PIECES[name].method else found
+    piece = getattr(module, name)
+    return getattr(piece, PIECES[name].method) if PIECES[name].method else piece
 
 
 def package(name: str) -> ModuleType:
@@ -75,33 +75,33 @@ def in_place(name: str, written: FunctionType) -> Iterator[None]:
 
 def values(name: str, written: FunctionType) -> list[Any]:
     """What a piece gives for the small inputs of its try, up to an error."""
-    found = []
+    given = []
     with in_place(name, written), contextlib.suppress(Exception, SystemExit):
         for value in PIECES[name].tried():
-            found.append(value)
-    return found
+            given.append(value)
+    return given
 
 
-def same(one: Any, other: Any) -> bool:
+def same(first: Any, second: Any) -> bool:
     """Whether two values are equal but for rounding; a tuple is compared part by part."""
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.shape == other.shape and torch.allclose(
-            one.double(), other.double(), rtol=1e-4, atol=1e-7, equal_nan=True)
-    return type(one) is type(other) and one == other
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return first.shape == second.shape and torch.allclose(
+            first.double(), second.double(), rtol=1e-4, atol=1e-7, equal_nan=True)
+    return type(first) is type(second) and first == second
 
 
 def source(function: FunctionType) -> str:
     """The text of a function and of all functions of its module that it leads to."""
     texts, waiting = {}, [function]
     while waiting:
-        one = inspect.unwrap(waiting.pop())
-        if one not in texts:
-            texts[one] = inspect.getsource(one)
-            called = [one.__globals__.get(name) for name in one.__code__.co_names]
-            waiting += [other for other in called if inspect.isfunction(inspect.unwrap(other))
-                        and other.__module__ == function.__module__]
+        current = inspect.unwrap(waiting.pop())
+        if current not in texts:
+            texts[current] = inspect.getsource(current)
+            named = [current.__globals__.get(name) for name in current.__code__.co_names]
+            waiting += [value for value in named if inspect.isfunction(inspect.unwrap(value))
+                        and value.__module__ == function.__module__]
     return "".join(texts.values())
 
 
@@ -119,21 +119,22 @@ def bugs(name: str) -> dict[str, FunctionType]:
 def known(name: str) -> dict[str, list[Any]]:
     """What the piece gives with each planted bug, and with none (""), where a try can tell."""
     right = values(name, part(package(name), name))
-    found = {says: values(name, bug) for says, bug in bugs(name).items()}
-    return {"": right} | {says: given for says, given in found.items()
+    wrong = {says: values(name, bug) for says, bug in bugs(name).items()}
+    return {"": right} | {says: given for says, given in wrong.items()
                           if not all(map(same, given, right))}
 
 
-def mistake(name: str, found: list[Any]) -> str:
+def mistake(name: str, given: list[Any]) -> str:
     """The planted bug that gives most of a piece's wrong values, "" if there is none.
 
     It must not be wrong where the piece is right. So of two mistakes in a piece, one is found.
     """
     agree = {}
-    for says, given in known(name).items():
-        rows = list(zip(found, given, known(name)[""]))
-        if all(same(bug, right) for one, bug, right in rows if same(one, right)):
-            agree[says] = sum(same(one, bug) and not same(one, right) for one, bug, right in rows)
+    for says, wrong in known(name).items():
+        rows = list(zip(given, wrong, known(name)[""]))
+        if all(same(bug, right) for value, bug, right in rows if same(value, right)):
+            agree[says] = sum(same(value, bug) and not same(value, right)
+                              for value, bug, right in rows)
     return max(agree, key=agree.get)
 
 
@@ -156,14 +157,16 @@ class Judge:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         for name, written in self.answers.items():
             self.failed = None
+            tests = [test for test in session.items if holds(test, name)]
             with in_place(name, written):
-                for test in (test for test in session.items if holds(test, name)):
+                for test in tests:
                     test.config.hook.pytest_runtest_protocol(item=test, nextitem=None)
                     if self.failed:
                         break
-            self.verdicts[name] = Verdict("done")
             if self.failed:
                 self.verdicts[name] = verdict(name, written, *self.failed)
+            elif tests:
+                self.verdicts[name] = Verdict("done")
         return True
 
     def pytest_exception_interact(self, node: pytest.Item, call: pytest.CallInfo,
@@ -175,41 +178,40 @@ def holds(test: pytest.Item, name: str) -> bool:
     """Whether a test is one of a piece's; golden values are the package's own draws."""
     piece = PIECES[name]
     return (test.path.name == piece.tests and "golden" not in test.name
-            and any(word in test.name for word in piece.words.split() or [""]))
+            and (not piece.named or name in inspect.getsource(test.function)))
 
 
 def verdict(name: str, written: FunctionType, test: pytest.Item, error: pytest.ExceptionInfo,
             printed: str) -> Verdict:
     """What to say about a piece that failed: the mistake, or else what the test is there for."""
-    catches = re.sub(r"^(Would catch[^:]*:|Catches) *| *\(trap [^)]*\)", "",
-                     " ".join(inspect.getdoc(test.function).split())).rstrip(".")
-    said = error.exconly().removeprefix("AssertionError:").strip().splitlines()[0]
-    said = textwrap.shorten(said, 150).rstrip(".")
-    means = f"The first test that fails is there to notice: {catches}."
+    why = " ".join((inspect.getdoc(test.function) or "it has no docstring.").split())
+    message = error.exconly().removeprefix("AssertionError:").strip().splitlines()[0]
+    message = textwrap.shorten(message, 150).rstrip(".")
+    means = f"The first test that fails says why it is there: {why}"
     file = inspect.unwrap(written).__code__.co_filename
-    inside = [one for one in error.traceback if str(one.path) == file]
+    inside = [entry for entry in error.traceback if str(entry.path) == file]
     if inside:
-        means = f"{inside[-1].path.name}, line {inside[-1].lineno + 1}, ends with {said}."
+        means = f"{inside[-1].path.name}, line {inside[-1].lineno + 1}, ends with {message}."
     likely = mistake(name, values(name, written))
     return Verdict(
         "wrong", EXPLAINED[likely] if likely else means,
-        f"{test.originalname} (tests/{test.path.name}) is there to notice: {catches}. It fails "
-        f"with {said}.", printed)
+        f"{test.originalname} (tests/{test.path.name}) says why it is there: {why} It fails with "
+        f"{message}.", printed)
 
 
 def judge(answers: dict[str, FunctionType]) -> dict[str, Verdict]:
     """The verdict on each piece."""
     plugin = Judge(answers)
     tests = sorted({str(ROOT / "tests" / PIECES[name].tests) for name in answers})
-    said = io.StringIO()
+    shown = io.StringIO()
     alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # other packages' plugins take seconds
-    with contextlib.redirect_stdout(said), mock.patch.dict(os.environ, alone):
+    with contextlib.redirect_stdout(shown), mock.patch.dict(os.environ, alone):
         pytest.main(["--capture=sys", "--tb=native", "-p", "no:cacheprovider", "-p",
                      "no:faulthandler", *tests], plugins=[plugin])
     if len(plugin.verdicts) < len(answers):
-        print(said.getvalue()[-2000:])
+        print(shown.getvalue()[-2000:])
         name = next(name for name in answers if name not in plugin.verdicts)
-        raise UserError(f"the tests stopped before {name} was judged; see above why")
+        raise UserError(f"no test in tests/{PIECES[name].tests} has judged {name}; see above why")
     return plugin.verdicts
 
 
@@ -235,26 +237,27 @@ def hint(stub: FunctionType) -> str:
 
 def check(answers: dict[str, FunctionType]) -> dict[str, Verdict]:
     """The verdict on each piece, which is a hint for one that is not written yet."""
-    blank = {name: Verdict("blank", hint(one))
-             for name, one in answers.items() if BLANK in inspect.getsource(one)}
-    written = {name: one for name, one in answers.items() if name not in blank}
+    blank = {name: Verdict("blank", hint(answer))
+             for name, answer in answers.items() if BLANK in inspect.getsource(answer)}
+    written = {name: answer for name, answer in answers.items() if name not in blank}
     verdicts = blank | (judge(written) if written else {})
     return {name: verdicts[name] for name in answers}
 
 
 def report(verdicts: dict[str, Verdict]) -> str:
     """A line for each piece, and a paragraph about the first that is not done."""
-    lines = [textwrap.fill(f"{name:20}{one.state:7}{one.means if one.state == 'wrong' else ''}",
-                           width=90, subsequent_indent=27 * " ") for name, one in verdicts.items()]
-    left = [name for name, one in verdicts.items() if one.state != "done"]
+    lines = [textwrap.fill(
+        f"{name:20}{verdict.state:7}{verdict.means if verdict.state == 'wrong' else ''}", width=90,
+        subsequent_indent=27 * " ") for name, verdict in verdicts.items()]
+    left = [name for name, verdict in verdicts.items() if verdict.state != "done"]
     if len(verdicts) > 1:
         lines += ["", f"Done: {len(verdicts) - len(left)} of {len(verdicts)} pieces."]
     if left:
-        name, one = left[0], verdicts[left[0]]
-        said = one.test if one.state == "wrong" else f"It is not written yet. {one.means}"
-        lines += ["", textwrap.fill(f"{name}: {said}", 90)]
-        if one.printed:
-            lines += [f"{name} printed:", one.printed[-1000:].rstrip()]
+        name, first = left[0], verdicts[left[0]]
+        text = first.test if first.state == "wrong" else f"It is not written yet. {first.means}"
+        lines += ["", textwrap.fill(f"{name}: {text}", 90)]
+        if first.printed:
+            lines += [f"{name} printed:", first.printed[-1000:].rstrip()]
     return "\n".join(lines)
 
 
@@ -268,10 +271,10 @@ def grade(files: list[Path]) -> None:
             done = subprocess.run(command, capture_output=True, text=True, timeout=600)
             states = re.findall(r"^\w+ +(done|wrong|blank)\b", done.stdout, re.M)
             marks = "".join(dict(done="+", wrong="-", blank=".")[state] for state in states)
-            said = f"{marks} {marks.count('+'):3}  {file}" if marks else done.stderr.strip()[-300:]
+            row = f"{marks} {marks.count('+'):3}  {file}" if marks else done.stderr.strip()[-300:]
         except subprocess.TimeoutExpired:
-            said = f"{file} does not end"
-        print(said, flush=True)
+            row = f"{file} does not end"
+        print(row, flush=True)
 
 
 def main() -> None:
@@ -287,7 +290,7 @@ def main() -> None:
     answers = read_answers(args.mine[0])
     verdicts = check({args.piece: answers[args.piece]} if args.piece else answers)
     print(report(verdicts))
-    sys.exit(any(one.state != "done" for one in verdicts.values()))
+    sys.exit(any(verdict.state != "done" for verdict in verdicts.values()))
 
 
 if __name__ == "__main__":

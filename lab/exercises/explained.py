@@ -4,156 +4,154 @@ One sentence says what is wrong, and the next, where it is not plain, why that m
 """
 EXPLAINED = {
     # readable_attention
-    "36 no scaling of the scores":
+    "no scaling of the scores":
         "The scale sqrt(D) is missing: the wider a head is, the larger its scores are, until one "
         "key gets all the weight.",
-    "36 the scores are divided by D":
+    "the scores are divided by D":
         "The scores are divided by D, not by sqrt(D): a sum of D products spreads as sqrt(D).",
-    "36 the softmax is over the queries":
+    "the softmax is over the queries":
         "The softmax is over the queries. The weights of one query, over all keys, have to add up "
         "to 1.",
-    "17 the mask is multiplied":
+    "the mask is multiplied":
         "The mask is multiplied with the scores. It is 0 for a token, and has to be added.",
-    "18 attention has no dropout":
+    "attention has no dropout":
         "The weights are not dropped: dropout belongs between the softmax and the values.",
     # Embeddings
-    "20 rows of a batch mix":
+    "rows of a batch mix":
         "The rows of a batch are mixed. No sequence may see another one.",
-    "22 RoBERTa counts from 0":
+    "RoBERTa counts from 0":
         "Positions start at 1 for RoBERTa. They start at pad + 1, and padding reads the row pad.",
-    "22 RoBERTa counts padding":
+    "RoBERTa counts padding":
         "RoBERTa's positions count padding, too. Only tokens are counted.",
-    "22 RoBERTa counts as BERT does":
+    "RoBERTa counts as BERT does":
         "Positions start at 0 for RoBERTa, as BERT's do. They start at pad + 1 there.",
-    "22 positions off by one":
+    "positions off by one":
         "BERT's positions start at 1. They start at 0: only RoBERTa leaves the first rows out.",
-    "19 token types are not read":
+    "token types are not read":
         "The token types are not read: the model cannot tell segment B from A.",
     # Block
-    "contract: pre-norm":
+    "pre-norm":
         "The norm comes before the sum (pre-norm). BERT normalises the sum (post-norm).",
-    "contract: keys only where it is read":
+    "keys only where it is read":
         "The keys and values come from the positions that are read only. Each query has to look at "
         "all of `hidden`, and the bias hides its padding.",
-    "contract: attention has no residual":
+    "attention has no residual":
         "What attention gives is not added to its input, so what a token itself said is lost.",
     # MaskedLM
-    "21 the decoder is not tied":
+    "the decoder is not tied":
         "The decoder is not tied: it reads the table of words, but teaches it nothing, because the "
         "table is detached.",
-    "21 the bias is added twice": "The bias of the decoder is added twice.",
-    "contract: [CLS] is not read":
+    "the bias is added twice": "The bias of the decoder is added twice.",
+    "[CLS] is not read":
         "The NSP head does not read [CLS], at position 0, where `positions` are given.",
-    "contract: predictions off by one":
+    "predictions off by one":
         "The predictions are one place off: [CLS], which was read first, has to go from `hidden`.",
-    "contract: the pooler has no tanh": "The pooler has no tanh.",
+    "the pooler has no tanh": "The pooler has no tanh.",
     # mask_tokens
-    "5 special tokens are hidden": "[CLS], [SEP] or [UNK] are chosen. No special token may be.",
-    "6 padding is predicted": "Padding is chosen, which has nothing to predict.",
-    "7 kept tokens have no label":
+    "special tokens are hidden": "[CLS], [SEP] or [UNK] are chosen. No special token may be.",
+    "padding is predicted": "Padding is chosen, which has nothing to predict.",
+    "kept tokens have no label":
         "Kept tokens have no label. All that were chosen are predicted, also the tenth that stays "
         "as it is: else the model would never have to doubt a word that it sees.",
-    "8 random words are .1 of the rest":
+    "random words are .1 of the rest":
         "A tenth of what is not [MASK] becomes a random word, and it should be half of it: 80, 10 "
         "and 10 of a hundred that were chosen, not 80, 2 and 18.",
-    "8 all of them become [MASK]":
+    "all of them become [MASK]":
         "All of the chosen tokens become [MASK]. A tenth turns into random words, and a tenth "
         "stays.",
-    "9 random words may be special": "A random word may be [PAD] or [MASK]. Draw real words only.",
-    "10 the count is cut, not rounded":
+    "random words may be special": "A random word may be [PAD] or [MASK]. Draw real words only.",
+    "the count is cut, not rounded":
         "The number of predictions is cut off, not rounded: use round, not int.",
-    "10 short sequences predict nothing":
+    "short sequences predict nothing":
         "A short sequence has no prediction. It has at least one, or its loss would be 0 / 0.",
-    "11 the epoch is no key of the choice":
+    "the epoch is no key of the choice":
         "The epoch does not matter for what is chosen, so even dynamic masks come back.",
-    "12 all sequences have one mask":
+    "all sequences have one mask":
         "Every sequence has the same positions hidden: the sequence's number has to be a key.",
-    "12 the mask depends on the batch":
+    "the mask depends on the batch":
         "A mask depends on the row of the batch and not on sequence_ids, so that a sequence in "
         "another place has another mask.",
-    "14 labels are what the model sees":
+    "labels are what the model sees":
         "The labels are taken from what the model sees, not from the tokens that stood there.",
-    "15 the caller's tokens are changed":
+    "the caller's tokens are changed":
         "input_ids are changed in place, so each epoch would hide more of the text.",
-    "contract: the seed is no key": "The seed does not matter for what is chosen.",
-    "42 words are cut after all":
-        "Where `continues` is given, a word is hidden in part. All of its pieces go together.",
+    "the seed is no key": "The seed does not matter for what is chosen.",
     # StaticMasker and DynamicMasker
-    "13 static masks are drawn again":
+    "static masks are drawn again":
         "Static masks change with every epoch. They have to come back after `masks` epochs.",
-    "13 one static mask too many": "There is one mask too many: count from 0 to masks - 1.",
-    "13 there is one static mask": "All epochs have one mask. There are `masks` of them.",
-    "11 dynamic masks stay the same":
+    "one static mask too many": "There is one mask too many: count from 0 to masks - 1.",
+    "there is one static mask": "All epochs have one mask. There are `masks` of them.",
+    "dynamic masks stay the same":
         "Dynamic masks stay the same. Each epoch has to have masks of its own.",
     # full_sentences
-    "38 document sentences cross over":
+    "document sentences cross over":
         "Blocks go on into the next document although cross_documents is False.",
-    "38 no block crosses over":
+    "no block crosses over":
         "Blocks end with their document although cross_documents is True.",
-    "38 a sentence too many": "A block may have one token too many: max_tokens still fit.",
+    "a sentence too many": "A block may have one token too many: max_tokens still fit.",
     # segment_pairs
-    "1 the label is turned round": "The labels are turned round: 0 is B follows A, 1 is random.",
-    "2 B is from the same document":
+    "the label is turned round": "The labels are turned round: 0 is B follows A, 1 is random.",
+    "B is from the same document":
         "A random B may come from A's own document, where it might be the true continuation.",
-    "2 B is always random":
+    "B is always random":
         "B is always random. A coin decides where a chunk has several sentences.",
-    "3 what was not used is lost":
+    "what was not used is lost":
         "The sentences after A are lost where B is random. They go back, and begin the next pair.",
-    "4 cut at the end only":
+    "cut at the end only":
         "Pairs that are too long are cut at their end only. A coin decides between both ends.",
-    "4 the shorter side is cut": "The shorter of A and B is cut. The longer one has more to give.",
+    "the shorter side is cut": "The shorter of A and B is cut. The longer one has more to give.",
     # the losses
-    "7 unused slots are in the mean":
+    "unused slots are in the mean":
         "The mean is over all slots, not over the predicted ones.",
-    "10 a sum and no mean": "The loss is a sum. Divide it by the denominator.",
-    "10 nothing predicted gives NaN":
+    "a sum and no mean": "The loss is a sum. Divide it by the denominator.",
+    "nothing predicted gives NaN":
         "Where nothing counts, the loss is 0 / 0, which is NaN. It has to be 0.",
-    "26 the mean of micro-batches' means":
+    "the mean of micro-batches' means":
         "The denominator is not read, so the losses of micro-batches do not add up to that of the "
         "batch.",
-    "27 the loss is computed in halves":
+    "the loss is computed in halves":
         "The loss is computed in bfloat16, which has three digits. Make the logits float32 first.",
-    "28 KL's arguments are swapped":
+    "KL's arguments are swapped":
         "This is KL with its arguments swapped: what weighs log p - log q has to be the teacher's "
         "p.",
-    "28 the student gives probabilities":
+    "the student gives probabilities":
         "The student's probabilities stand where their logarithms belong.",
-    "28 cross-entropy in place of KL":
+    "cross-entropy in place of KL":
         "This is the cross-entropy. KL is that less the teacher's entropy; the gradient is the "
         "same, but only KL is 0 for a student that is like its teacher.",
-    "29 batchmean of three dimensions":
+    "batchmean of three dimensions":
         "The sum is divided by the size of the first dimension only (as by `batchmean`), so the "
         "loss grows with the length.",
-    "29 the mean over the vocabulary":
+    "the mean over the vocabulary":
         "The mean is over the vocabulary, too. KL is a sum over it.",
-    "30 T² is missing":
+    "T² is missing":
         "T² is missing, so the soft targets count for less, the higher T is.",
-    "30 T in place of T²": "T stands in the place of T²: the gradient shrinks as 1 / T².",
-    "30 T on the student only":
+    "T in place of T²": "T stands in the place of T²: the gradient shrinks as 1 / T².",
+    "T on the student only":
         "Only the student's logits are divided by T. Both are compared at one temperature.",
-    "31 positions that do not count do": "Positions that `valid` leaves out are in the sum.",
+    "positions that do not count do": "Positions that `valid` leaves out are in the sum.",
     # the student
-    "34 the first layers only":
+    "the first layers only":
         "These are the first layers. Spread them evenly, from the first to the last.",
-    "34 every second layer":
+    "every second layer":
         "This takes every second layer, and so never the last one. Spread them from the first to "
         "the last.",
-    "34 the map is cut, not rounded":
+    "the map is cut, not rounded":
         "The numbers are cut off, not rounded: use round, not int or //.",
-    "contract: token types are dropped":
+    "token types are dropped":
         "The row of segment A is dropped. BERT adds it to every token of a single text, so the "
         "student's positions have to take it up.",
-    "contract: --init is not read":
+    "--init is not read":
         "A student with init \"random\" starts from its teacher's layers all the same.",
     # the optimizer
-    "23 LayerNorm is decayed":
+    "LayerNorm is decayed":
         "The scales of the LayerNorms are decayed. They do nothing at 1, not at 0.",
-    "23 biases are decayed": "The biases are decayed.",
-    "25 no warm-up": "There is no warm-up: the rate begins at its peak.",
-    "25 the first step is not at 0":
+    "biases are decayed": "The biases are decayed.",
+    "no warm-up": "There is no warm-up: the rate begins at its peak.",
+    "the first step is not at 0":
         "The warm-up is one step ahead: the rate of step 0 is 0.",
-    "25 it does not end at 0": "The rate stays at its peak after the warm-up. It falls to 0.",
-    "25 the rate falls from step 0":
+    "it does not end at 0": "The rate stays at its peak after the warm-up. It falls to 0.",
+    "the rate falls from step 0":
         "The fall is counted from step 0, as in google-research/bert, so the rate drops when the "
         "warm-up ends. Here it is counted from the peak.",
 }

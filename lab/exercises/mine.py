@@ -28,8 +28,10 @@ import minibert.model
 import minibert.student
 from minibert.config import DistillConfig, ModelConfig, RunConfig
 from minibert.errors import UserError
-from minibert.masking import IGNORE, hash_bits
+from minibert.hashing import hash_bits
+from minibert.masking import IGNORE
 from minibert.model import ACTIVATIONS, MaskedLMOutput, gather
+from minibert.tokenizer import SpecialIds
 
 # ---- the model: minibert/model.py
 
@@ -125,12 +127,11 @@ class MaskedLM:
 
 
 def mask_tokens(input_ids, sequence_ids, *, seed, epoch, vocab_size, mask_id, special_ids, pad_id=0,
-                rate=0.15, continues=None):
+                rate=0.15):
     """Choose 15 % of the tokens; of those, 80 % become [MASK], 10 % random words, 10 % stay.
 
     input_ids: (B, S) int64; do not change them. sequence_ids: (B,), the number of each sequence in
-    its corpus. special_ids: never chosen, and never drawn as a random word. continues: (V,) bool,
-    True for tokens that continue a word; where it is given, whole words are chosen.
+    its corpus. special_ids: never chosen, and never drawn as a random word.
     A row with n tokens, which are all that are not pad_id, has max(1, round(rate * n)) predictions.
     Returns inputs (B, S); masked_positions (B, M), ascending, with M = max(1, round(rate * S)); and
     labels (B, M), the tokens that stood there. Unused slots come last, with position 0 and IGNORE.
@@ -146,21 +147,20 @@ def mask_tokens(input_ids, sequence_ids, *, seed, epoch, vocab_size, mask_id, sp
     Hint: give every position a random key, hash_bits(seed, epoch, "choose", sequence, position),
     where sequence is (B, 1) and position (S,), and choose those with the lowest keys, never a
     special token. A second key ("hide"), modulo 10, decides what becomes of each: below 8 [MASK],
-    8 a random word, which a third key draws, and 9 as it is. Whole words can wait until the rest is
-    right: minibert.masking._choose_words(random_key, candidates, number_of_predictions,
-    continues[input_ids]) gives the chosen positions.
+    8 a random word, which a third key draws, and 9 as it is.
     """
     raise NotImplementedError
 
 
 class StaticMasker:
 
-    def dupe(self, epoch):
+    def duplicate_of(self, epoch):
         """Which of the self.masks duplicates of the text, each with its own masks, an epoch shows.
 
         epoch: int. Returns an int from 0 to self.masks - 1, which takes the epoch's place when the
         masks are drawn.
-        >>> [StaticMasker(3).dupe(epoch) for epoch in range(7)]
+        >>> masker = StaticMasker(SpecialIds(0, 1, 2, 3, 4), vocab_size=20, seed=0, masks=3)
+        >>> [masker.duplicate_of(epoch) for epoch in range(7)]
         [0, 1, 2, 0, 1, 2, 0]
 
         Hint: BERT's masks are made once, and then they repeat by turns. One operator is enough.
@@ -170,10 +170,11 @@ class StaticMasker:
 
 class DynamicMasker:
 
-    def dupe(self, epoch):
+    def duplicate_of(self, epoch):
         """The same question for RoBERTa, which draws new masks whenever it sees a sequence.
 
-        >>> [DynamicMasker().dupe(epoch) for epoch in range(4)]
+        >>> masker = DynamicMasker(SpecialIds(0, 1, 2, 3, 4), vocab_size=20, seed=0)
+        >>> [masker.duplicate_of(epoch) for epoch in range(4)]
         [0, 1, 2, 3]
 
         Hint: no mask ever comes back, so every epoch shows a duplicate of its own.
@@ -187,14 +188,15 @@ class DynamicMasker:
 def full_sentences(corpus, max_tokens, *, cross_documents=True):
     """RoBERTa's blocks: full sentences in order, as many as fit into max_tokens.
 
-    corpus: a TokenizedCorpus; its bounds (sentences, 2) say where each sentence starts and ends in
-    the tokens, its documents the first sentence of each document, and the end. cross_documents:
+    corpus: a TokenizedCorpus; its `sentences` (sentences, 2) say where each starts and ends in the
+    tokens, its `first_sentences` which is the first of each document, and the end. cross_documents:
     whether a block goes on into the next document. The [SEP] between two documents is one token of
-    the text, which no bound covers. Returns (N, 5) int64: start and end of each block, and 0, 0, 0.
+    the text, which is in no sentence. Returns (N, 5) int64: start and end of each block, and 0, 0,
+    0 for the B that it does not have.
 
     Documents of three and two sentences, two tokens each, and a [SEP] (token 6) in between:
-    >>> bounds = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
-    >>> corpus = minibert.data.TokenizedCorpus(np.arange(12), bounds, np.array([0, 3, 5]))
+    >>> sentences = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
+    >>> corpus = minibert.data.TokenizedCorpus(np.arange(12), sentences, np.array([0, 3, 5]))
     >>> full_sentences(corpus, 5).tolist()  # the second block holds 4, 5, [SEP], 7, 8
     [[0, 4, 0, 0, 0], [4, 9, 0, 0, 0], [9, 11, 0, 0, 0]]
     >>> full_sentences(corpus, 5, cross_documents=False).tolist()
@@ -207,26 +209,27 @@ def full_sentences(corpus, max_tokens, *, cross_documents=True):
     raise NotImplementedError
 
 
-def segment_pairs(corpus, max_tokens, *, seed, dupe, short_seq_prob=0.1):
+def segment_pairs(corpus, max_tokens, *, seed, duplicate, short_seq_prob=0.1):
     """BERT's pairs: A, and a B that either follows it or is from another document.
 
-    corpus: as above. max_tokens: of A and B together. short_seq_prob: the share of documents whose
+    corpus: as above. max_tokens: of A and B together. duplicate: which duplicate of the text this
+    is; the same one always has the same pairs. short_seq_prob: the share of documents whose
     target is not max_tokens, but drawn from 2 to max_tokens. Returns (N, 5) int64: start and end of
     A, start and end of B, and 0 = B follows A, 1 = B is random. Raises UserError with the words
     "two documents" where there is only one.
 
     Two documents of three and two sentences, two tokens each (token 6 is the [SEP] in between). In
     the second pair B is random; so the sentence after its A goes back, and is the A of the third.
-    >>> bounds = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
-    >>> corpus = minibert.data.TokenizedCorpus(np.arange(12), bounds, np.array([0, 3, 5]))
-    >>> segment_pairs(corpus, 6, seed=1, dupe=0, short_seq_prob=0).tolist()
+    >>> sentences = np.array([[0, 2], [2, 4], [4, 6], [7, 9], [9, 11]])
+    >>> corpus = minibert.data.TokenizedCorpus(np.arange(12), sentences, np.array([0, 3, 5]))
+    >>> segment_pairs(corpus, 6, seed=1, duplicate=0, short_seq_prob=0).tolist()
     [[0, 4, 4, 6, 0], [7, 9, 0, 4, 1], [9, 11, 2, 6, 1]]
 
-    Hint: draw with random.Random(f"{seed} pairs {dupe} {document}"), one for each document. Collect
-    its sentences until they reach the target, let A be a random number of them (at least one, and
-    not all if there are two), and let a coin decide whether B is the rest or random; a chunk of one
-    sentence has no rest. minibert.data._random_segment and _truncate, which is called last, can be
-    yours later.
+    Hint: draw with random.Random(f"{seed} pairs {duplicate} {document}"), one for each document.
+    Collect its sentences until they reach the target, let A be a random number of them (at least
+    one, and not all if there are two), and let a coin decide whether B is the rest or random; a
+    chunk of one sentence has no rest. minibert.data._random_segment and _truncate, which is called
+    last, can be yours later.
     """
     raise NotImplementedError
 

@@ -7,8 +7,9 @@ are as good as the package's, so what is looked at there does not depend on them
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,27 +19,45 @@ import minibert.masking
 import minibert.model
 import minibert.student
 import minibert.training
-from minibert.config import DistillConfig, RunConfig
+from minibert.config import DistillConfig, ModelConfig, RunConfig
+from minibert.data import TokenizedCorpus
 from minibert.masking import IGNORE
+from minibert.model import MaskedLM
+from minibert.tokenizer import SpecialIds
 
-# The tests' own helpers are imported late: pytest has to be the first to import a test file, or
-# its assertions would not say what they compared.
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
+ROBERTA = dict(model_type="roberta", next_sentence=False, type_vocab_size=1, pad_token_id=1)
+
+
+@torch.no_grad()
+def make_model(layers: int, **changes: Any) -> MaskedLM:
+    """A tiny model in which every detail shows: no bias is 0, and no scale is 1."""
+    model = MaskedLM(ModelConfig(**{**dict(
+        vocab_size=50, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=14, initializer_range=0.2,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), **changes}))
+    draw = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter += torch.randn(parameter.shape, generator=draw) / 2
+    return model
 
 
 @functools.lru_cache
-def models() -> list[nn.Module]:
-    """A BERT and a RoBERTa in which every detail shows, with dropout."""
-    import test_model as tests
-    return [tests.shaken("eager", hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2, **kind)
-            for kind in (tests.BERT, tests.ROBERTA)]
+def models() -> list[MaskedLM]:
+    """A BERT and a RoBERTa to read with, in float64, with dropout and a large epsilon."""
+    return [make_model(3, attn_implementation="eager", layer_norm_eps=0.3, hidden_dropout_prob=0.2,
+                       attention_probs_dropout_prob=0.2, **kind).double()
+            for kind in (dict(model_type="bert"), ROBERTA)]
 
 
 def try_model() -> Iterator:
-    import test_model as tests
     for model in models():
-        ids, mask = tests.awkward(model.config)
-        given = dict(attention_mask=mask, token_type_ids=tests.TYPES)
-        for positions in (None, tests.POSITIONS):
+        pad = model.config.pad_token_id
+        ids = torch.tensor([[2, 11, 12, 13, 3, 15, 16, 17, 3], [2, 21, 3, 23, 3] + [pad] * 4])
+        types = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0, 0, 0]])
+        given = dict(attention_mask=(ids != pad).long(), token_type_ids=types)
+        for positions in (None, torch.tensor([[1, 3, 6], [1, 3, 3]])):
             yield tuple(model.eval()(ids, positions=positions, **given))
         torch.default_generator.manual_seed(0)  # that of the CPU alone, which is quicker
         logits = model.train()(ids, **given).mlm_logits
@@ -57,7 +76,7 @@ def try_mask_tokens() -> Iterator:
     def mask(ids, rows, seed=0, epoch=0, **more):
         return minibert.masking.mask_tokens(ids, rows, seed=seed, epoch=epoch, **settings, **more)
 
-    # Left alone? What is chosen, and how many? Labels? Shares? Real words? Which keys? Whole words?
+    # Left alone? What is chosen, and how many? Labels? Shares? Real words? Which keys?
     given = ids.clone()
     inputs, positions, labels = mask(given, rows)
     yield torch.equal(given, ids)
@@ -73,52 +92,60 @@ def try_mask_tokens() -> Iterator:
     for other in (mask(ids, rows, seed=1), mask(ids, rows, epoch=1), mask(ids, rows + 1)):
         yield torch.equal(other[1], positions)
     yield torch.equal(mask(ids[5:6], rows[5:6])[1], positions[5:6])
-    words = torch.tensor([[2] + [10, 41] * 12 + [3]] * 50)
-    positions = mask(words, rows[:50], continues=torch.arange(50) > 40)[1]
-    yield torch.equal(positions[:, ::2] + 1, positions[:, 1::2])
 
 
 def try_static_masker() -> Iterator:
     for masks in (10, 3, 1):
-        yield [minibert.masking.StaticMasker(masks).dupe(epoch) for epoch in range(25)]
+        masker = minibert.masking.StaticMasker(SPECIAL, 50, seed=0, masks=masks)
+        yield [masker.duplicate_of(epoch) for epoch in range(25)]
 
 
 def try_dynamic_masker() -> Iterator:
-    yield [minibert.masking.DynamicMasker().dupe(epoch) for epoch in range(25)]
+    masker = minibert.masking.DynamicMasker(SPECIAL, 50, seed=0)
+    yield [masker.duplicate_of(epoch) for epoch in range(25)]
+
+
+def make_corpus(*documents: list[int]) -> TokenizedCorpus:
+    """A corpus of documents that are given as the lengths of their sentences."""
+    sentences, first_sentences, end = [], [0], 0
+    for lengths in documents:
+        for length in lengths:
+            sentences.append((end, end + length))
+            end += length
+        first_sentences.append(len(sentences))
+        end += 1  # the [SEP] after a document
+    return TokenizedCorpus(np.arange(end), np.array(sentences), np.array(first_sentences))
 
 
 def try_full_sentences() -> Iterator:
-    import test_data as tests
     for lengths in ([[3, 3], [3, 3]], [[2, 7, 4], [1], [5, 5, 3]], [[3, 25, 4], [2]]):
         for most in (9, 10, 15):
             for cross in (True, False):
-                yield minibert.data.full_sentences(tests.make_text(*lengths), most,
+                yield minibert.data.full_sentences(make_corpus(*lengths), most,
                                                    cross_documents=cross).tolist()
 
 
 def try_segment_pairs() -> Iterator:
-    import test_data as tests
-
-    def pairs(*lengths, most, seed=0, dupes=20):
-        text = tests.make_text(*lengths)
-        return text, [pair for dupe in range(dupes) for pair in minibert.data.segment_pairs(
-            text, most, seed=seed, dupe=dupe, short_seq_prob=0).tolist()]
+    def pairs(corpus, most, seed=0, duplicates=20):
+        return [pair for duplicate in range(duplicates) for pair in minibert.data.segment_pairs(
+            corpus, most, seed=seed, duplicate=duplicate, short_seq_prob=0).tolist()]
 
     # Labels? Other documents? How many are random? The seed? All of the text? Which side is cut?
-    equal = [[3] * 7] * 10
-    text, found = pairs(*equal, most=12)
-    yield all((a_end == b_start) == (label == 0) for _, a_end, b_start, _, label in found)
-    yield any(tests.document_of(text, a_start) == tests.document_of(text, b_start)
-              for a_start, a_end, b_start, *_ in found if a_end != b_start)
-    yield round(10 * sum(pair[4] for pair in found) / len(found))
-    yield found == pairs(*equal, most=12, seed=1)[1]
-    seen = [p for a_start, a_end, _, b_end, label in pairs(*equal, most=12, dupes=1)[1]
+    corpus = make_corpus(*[[3] * 7] * 10)
+    drawn = pairs(corpus, 12)
+    yield all((a_end == b_start) == (label == 0) for _, a_end, b_start, _, label in drawn)
+    ends = corpus.sentences[corpus.first_sentences[1:] - 1, 1]  # of each document
+    yield any(np.searchsorted(ends, a_start, "right") == np.searchsorted(ends, b_start, "right")
+              for a_start, a_end, b_start, *_ in drawn if a_end != b_start)
+    yield round(10 * sum(pair[4] for pair in drawn) / len(drawn))
+    yield drawn == pairs(corpus, 12, seed=1)
+    seen = [p for a_start, a_end, _, b_end, label in pairs(corpus, 12, duplicates=1)
             for p in range(a_start, a_end if label else b_end)]
     yield len(seen), len(set(seen))
-    text, found = pairs([30, 30], [30, 30], most=30)
-    yield all(a_start in text.bounds[:, 0] for a_start, *_ in found)
-    found = pairs([5, 50], [5, 50], most=20)[1]
-    yield sorted({(pair[1] - pair[0], pair[3] - pair[2]) for pair in found})
+    corpus = make_corpus([30, 30], [30, 30])
+    yield all(a_start in corpus.sentences[:, 0] for a_start, *_ in pairs(corpus, 30))
+    drawn = pairs(make_corpus([5, 50], [5, 50]), 20)
+    yield sorted({(pair[1] - pair[0], pair[3] - pair[2]) for pair in drawn})
 
 
 def draw_logits(seed: int) -> torch.Tensor:
@@ -154,9 +181,8 @@ def try_layer_map() -> Iterator:
 
 
 def try_make_student() -> Iterator:
-    import test_student as tests
-    for kind in (tests.BERT, tests.ROBERTA):
-        teacher = tests.make_teacher(num_hidden_layers=6, **kind)
+    for kind in (dict(model_type="bert"), ROBERTA):
+        teacher = make_model(6, **kind)
         for init in ("teacher", "random"):
             student, layers = minibert.student.make_student(
                 teacher, DistillConfig(teacher="-", init=init, student_layers=4), 0)
@@ -166,8 +192,7 @@ def try_make_student() -> Iterator:
 
 
 def try_optimizer_groups() -> Iterator:
-    import test_model as tests
-    for model in (tests.tiny(), nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))):
+    for model in (make_model(2), nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))):
         decay = {id(parameter): group["weight_decay"]
                  for group in minibert.training.optimizer_groups(model, 0.1)
                  for parameter in group["params"]}
@@ -186,33 +211,26 @@ def try_learning_rate() -> Iterator:
 
 class Piece(NamedTuple):
     module: str  # of the package
-    tests: str  # the file of tests that holds it,
-    words: str  # words of which the tests' names have one, or "" for all tests,
+    tests: str  # the file of tests that holds it
     tried: Callable[[], Iterator]
     method: str = ""  # where the piece is a class, what of it is written
+    named: bool = False  # whether only tests that name it are run, because the others train
 
 
-# So few tests that nobody waits, and enough to notice each mistake that explained.py explains.
 PIECES = {
-    "readable_attention": Piece("model", "test_model.py", "eager readable", try_model),
-    "Embeddings": Piece("model", "test_model.py", "eager longest learns", try_model, "forward"),
-    "Block": Piece("model", "test_model.py", "eager reading learns", try_model, "forward"),
-    "MaskedLM": Piece("model", "test_model.py", "eager reading learns decoder named", try_model,
-                      "forward"),
-    "mask_tokens": Piece("masking", "test_masking.py", "", try_mask_tokens),
-    "StaticMasker": Piece("masking", "test_masking.py", "static copies", try_static_masker, "dupe"),
-    "DynamicMasker": Piece("masking", "test_masking.py", "dynamic copies", try_dynamic_masker,
-                           "dupe"),
-    "full_sentences": Piece("data", "test_data.py", "full block separator long_sentence use_the",
-                            try_full_sentences),
-    "segment_pairs": Piece("data", "test_data.py", "label pair random_b one_document one_sentence "
-                           "every_sentence ends_are longer_side tie short", try_segment_pairs),
-    "mlm_loss": Piece("losses", "test_losses.py", "mlm ignored predictions denominator micro "
-                      "float32", try_mlm_loss),
-    "soft_target_loss": Piece("losses", "test_losses.py", "soft kl predictions valid denominator "
-                              "micro float32", try_soft_target_loss),
-    "layer_map": Piece("student", "test_student.py", "layer_map", try_layer_map),
-    "make_student": Piece("student", "test_student.py", "student depths", try_make_student),
-    "optimizer_groups": Piece("training", "test_training.py", "decayed", try_optimizer_groups),
-    "learning_rate": Piece("training", "test_training.py", "trap_25", try_learning_rate),
+    "readable_attention": Piece("model", "test_model.py", try_model),
+    "Embeddings": Piece("model", "test_model.py", try_model, "forward"),
+    "Block": Piece("model", "test_model.py", try_model, "forward"),
+    "MaskedLM": Piece("model", "test_model.py", try_model, "forward"),
+    "mask_tokens": Piece("masking", "test_masking.py", try_mask_tokens),
+    "StaticMasker": Piece("masking", "test_masking.py", try_static_masker, "duplicate_of"),
+    "DynamicMasker": Piece("masking", "test_masking.py", try_dynamic_masker, "duplicate_of"),
+    "full_sentences": Piece("data", "test_data.py", try_full_sentences),
+    "segment_pairs": Piece("data", "test_data.py", try_segment_pairs),
+    "mlm_loss": Piece("losses", "test_losses.py", try_mlm_loss),
+    "soft_target_loss": Piece("losses", "test_losses.py", try_soft_target_loss),
+    "layer_map": Piece("student", "test_student.py", try_layer_map),
+    "make_student": Piece("student", "test_student.py", try_make_student),
+    "optimizer_groups": Piece("training", "test_training.py", try_optimizer_groups, named=True),
+    "learning_rate": Piece("training", "test_training.py", try_learning_rate, named=True),
 }
