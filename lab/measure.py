@@ -32,7 +32,7 @@ def metrics_of(out: Path, tasks: tuple[str, ...] = ()) -> dict[str, Any]:
             "curve": curve, "epochs": 1 + max((line.get("epoch", 0) for line in log), default=0),
             "last_fifth": float(before) - final,
             "tasks": {task: {name: value for name, value in its.items()
-                             if name not in ("task", "run", "settings")}
+                             if name not in ("task", "run", "weights", "settings")}
                       for task, its in scores.items()}}
 
 
