@@ -23,7 +23,8 @@ def test_commands_run_in_their_order(toy_text, tmp_path, monkeypatch, capsys):
                                      + "ba be\tba be\tx\nbe ba\tbe ba\ty\n" * 8)
     # What makes each a matter of seconds; a flag that is given twice has its last value.
     text = ["--corpus", str(toy_text)]
-    short = {"train_": [*BUDGET, *TOY, *text], "distill": [*BUDGET, *text],
+    short = {"train_": [*BUDGET, *TOY, *text, "--no-compile"],
+             "distill": [*BUDGET, *text, "--no-compile"],
              "finetune": ["--task-dir", ".", "--epochs", "1", "--device", "cpu"]}
     assert len(COMMANDS) >= 14
     for command in COMMANDS:
