@@ -37,16 +37,12 @@ MODELS   = bert roberta $(STUDENTS)
 TASKS   ?= $(if $(filter-out pydocs,$(CORPUS)),,library word-order halves)
 TASK_FLAGS ?=
 
-.PHONY: all models compare setup data $(MODELS) $(MODELS:%=%-scores) \
-        test test-training test-others parity lint faults mutants exercise notebook smoke clean
+.PHONY: all models setup data $(MODELS) $(MODELS:%=%-scores) \
+        test test-training test-others parity lint faults notebook smoke clean
 
-# The claims of lab/claims.py, judged: results/$(NAME)/report.md
-NAME   ?= mine
-CLAIMS ?=
-all: compare
-compare: setup
-	@$(PY) -m lab compare --grid $(GRID) --corpus $(CORPUS) \
-		--name $(NAME) $(if $(JOBS),--jobs $(JOBS)) $(SIZE) $(CLAIMS)
+# The claims are the laboratory's. Where it was deleted, `make` trains the models.
+all: $(if $(wildcard lab),compare,models)
+-include lab/Makefile
 
 # Larger models than the claims' arms, one of each.
 models: setup
@@ -113,18 +109,10 @@ parity: setup $(if $(filter .venv/bin/python,$(PY)),.venv/parity)
 lint: setup $(if $(filter .venv/bin/python,$(PY)),.venv/check)
 	$(PY) -m ruff check .
 
-# A quarter of an hour each: killed processes and hostile input; bugs that the tests have to notice.
+# A quarter of an hour: killed processes and hostile input.
 FAULTS ?= tests/faults
 faults: setup $(if $(filter .venv/bin/python,$(PY)),.venv/check)
 	$(PY) -m pytest -o addopts="-q" --durations=5 $(FAULTS)
-
-mutants: setup
-	@$(PY) -m lab.planted_bugs $(MUTANTS)
-
-# Which pieces of lab/exercises/mine.py are done: runs the package's tests with each of them in
-# the place of the package's own. PIECE=mlm_loss does one, MINE="answers/*.py" a class's files.
-exercise: setup
-	@PYTHONPATH=$(CURDIR):tests $(PY) -m lab.exercises.check $(PIECE) $(if $(MINE),--mine $(MINE))
 
 # The cells of docs/lesson.ipynb in a terminal, where there is no Jupyter: three minutes.
 notebook: setup
@@ -134,13 +122,12 @@ notebook: setup
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-check.txt
 	touch .venv/check
 
-# What `make models` and `make all` do, at a toy budget: whether it works, not how well.
+# What `make models` does, at a toy budget: whether it works, not how well.
 smoke:
 	@$(MAKE) --no-print-directory models RUNS=runs/smoke PRESET=tiny \
 		FLAGS="--steps 20 --log-every 10 --eval-every 20 --checkpoint-every 10 --eval-targets 4000" \
 		TASKS=library TASK_FLAGS="--rows 24"
-	@$(MAKE) --no-print-directory all GRID=quick NAME=smoke \
-		CLAIMS="--only kl,architecture,size,latency,data --seeds 2 --tokens 80000"
+	@$(if $(wildcard lab),$(MAKE) --no-print-directory smoke-claims)
 
 clean:
 	rm -rf runs data/prepared data/tasks
