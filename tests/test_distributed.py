@@ -130,7 +130,11 @@ def test_processes_exchange_little(exchanged, toy_text, tmp_path, run_script):
 
 def test_all_stop_where_one_is_stopped(exchanged, monkeypatch):
     """Catches a signal that is obeyed by one process alone, while the others wait for it."""
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda value, how: value.fill_(15))
+    def exchange(value, how):
+        assert how == distributed.dist.ReduceOp.MAX
+        value.fill_(max(value.item(), 15))
+
+    monkeypatch.setattr(distributed.dist, "all_reduce", exchange)
     assert distributed.largest(0) == 15
 
 
