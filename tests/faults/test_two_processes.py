@@ -7,7 +7,7 @@ import time
 
 import pytest
 from conftest import assert_one_error_line, finish, start_script, weights
-from test_parallel import assert_same, flags_of, start
+from test_distributed import assert_same, flags_of, start
 
 
 def test_two_processes_stop_and_go_on(toy_text, tmp_path, run_script):
