@@ -105,13 +105,14 @@ def assert_one_error_line(process, *parts):
 
 
 def finish(process):
-    """What a process prints that has to end well."""
+    """What a process prints, which has to end well."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return out
 
 
 def weights(folder):
+    """The weights of a finished run, by name."""
     return torch.load(Path(folder) / "pytorch_model.bin", weights_only=True)
 
 
@@ -122,7 +123,8 @@ def log(folder):
 
 
 def assert_same_run(first, second):
+    """Both runs have the same log and the same weights, to the last bit."""
     assert log(first) == log(second)
-    one, two = weights(first), weights(second)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
