@@ -82,8 +82,8 @@ def sizes_of_width(hidden: int) -> dict[str, int]:
                 intermediate_size=4 * hidden)
 
 
-def _sizes(layers: int, hidden: int, **other: Any) -> dict[str, Any]:
-    return dict(num_hidden_layers=layers, **sizes_of_width(hidden), **other)
+def _sizes(layers: int, hidden: int, **more: Any) -> dict[str, Any]:
+    return dict(num_hidden_layers=layers, **sizes_of_width(hidden), **more)
 
 
 _ROBERTA = dict(model_type="roberta", next_sentence=False, type_vocab_size=1, pad_token_id=1,
@@ -235,7 +235,7 @@ def pick_device(name: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
                  "cpu": True}
     if name == "auto":
-        return next(device for device, found in available.items() if found)
+        return next(device for device, is_there in available.items() if is_there)
     if not available[name]:
         raise UserError(f"--device {name} is not available on this machine; use --device auto")
     return name

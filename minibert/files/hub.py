@@ -79,7 +79,7 @@ def their_names(config: ModelConfig, name: str) -> tuple[str, ...]:
         return (f"{config.model_type}.{_ENCODER[module]}.{kind}",)
     _, _, number, part = module.split(".", 3)  # encoder.layers.3.attention.query
     layer = f"{config.model_type}.{'transformer' if distilbert else 'encoder'}.layer.{number}"
-    return tuple(f"{layer}.{one}.{kind}" for one in _LAYER[part][distilbert].split())
+    return tuple(f"{layer}.{their_part}.{kind}" for their_part in _LAYER[part][distilbert].split())
 
 
 def save_pretrained(model: nn.Module, tokenizer: Tokenizer, folder: str | Path,
@@ -179,9 +179,9 @@ def fill(make: Callable[[], nn.Module], config: ModelConfig, theirs: dict[str, T
     ours = {}
     for name, expected in model.state_dict().items():
         names = their_names(config, name)
-        if missing := [one for one in names if one not in theirs]:
+        if missing := [their_name for their_name in names if their_name not in theirs]:
             raise UserError(f"{folder} lacks the weight {missing[0]}; make or copy it again")
-        ours[name] = torch.cat([theirs.pop(one) for one in names])
+        ours[name] = torch.cat([theirs.pop(their_name) for their_name in names])
         if ours[name].shape != expected.shape:
             raise UserError(f"{folder}: {names[0]} does not have the shape that its settings give; "
                             "make or copy it again")

@@ -77,13 +77,13 @@ def open_run(run: RunConfig, metadata: dict[str, Any]) -> IO:
 
 def _check_same_run(run: RunConfig, metadata: dict[str, Any]) -> None:
     """Raise UserError at the first setting in which the folder's run differs from this one."""
-    there = read_json(Path(run.out) / "run.json", "is missing; delete its folder and run again")
-    here = json.loads(json.dumps({"settings": dataclasses.asdict(run), **metadata}))
+    old = read_json(Path(run.out) / "run.json", "is missing; delete its folder and run again")
+    new = json.loads(json.dumps({"settings": dataclasses.asdict(run), **metadata}))
     passed_over = {*NOT_COMPARED}
-    if "teacher_weights" in there:
+    if "teacher_weights" in old:
         passed_over.add("teacher")  # its weights are known, so that it may lie elsewhere
-    for group, values in here.items():
-        before = there.get(group)
+    for group, values in new.items():
+        before = old.get(group)
         if not isinstance(values, dict) or not isinstance(before, dict):
             before, values = {group: before}, {group: values}
         for name, value in values.items():
@@ -102,10 +102,10 @@ def code() -> str:
 
 def warn_of_other_code(folders: list[Path]) -> None:
     """Print how many of these runs were made by code that has changed since."""
-    made = [read_json(folder / "run.json", "is missing; run again").get("code")
-            for folder in folders]
-    if others := sum(one not in (None, code()) for one in made):
-        print(f"note: {others} of {len(folders)} runs ({folders[0]}) were made by code that has "
+    fingerprints = [read_json(folder / "run.json", "is missing; run again").get("code")
+                    for folder in folders]
+    if changed := sum(fingerprint not in (None, code()) for fingerprint in fingerprints):
+        print(f"note: {changed} of {len(folders)} runs ({folders[0]}) were made by code that has "
               "changed since; delete them to make them again", file=sys.stderr)
 
 
@@ -115,8 +115,8 @@ def machine() -> dict[str, Any]:
                             capture_output=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     info = Path("/proc/cpuinfo")  # on Linux; elsewhere only the processor's kind is known
-    found = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
-    processor = found[1] if found else platform.machine()
+    model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
+    processor = model[1] if model else platform.machine()
     return {"versions": {"python": platform.python_version(), "torch": torch.__version__,
                          "tokenizers": tokenizers.__version__},
             "machine": {"system": platform.platform(), "processor": processor,

@@ -74,7 +74,7 @@ def save_classifier(model: SequenceClassifier, tokenizer: Tokenizer, folder: Pat
 def load_classifier(folder: str) -> tuple[SequenceClassifier, Tokenizer, dict]:
     """The model, its tokenizer, and its classes, texts and max_length, as `save_classifier` has.
 
-    folder: one that finetune made, or a classifier of BERT, RoBERTa or DistilBERT that
+    folder: one that finetune.py made, or a classifier of BERT, RoBERTa or DistilBERT that
     `transformers` wrote, where the number of texts is not known and 0. Raises UserError when a file
     is missing, broken or does not fit the others.
     """

@@ -73,10 +73,12 @@ def walk(recipe: str, flags: list[str], folder: str = "") -> str:
     output = net(**inputs, token_type_ids=(batch.token_type_ids if net.config.type_vocab_size
                                            else None))
     taught = teacher and teacher(**inputs)
+    lines = []
+    if not weights:
+        lines.append("The weights are new and have learned nothing, so the guesses below mean "
+                     "nothing yet; --run FOLDER shows a trained model.\n")
     return "\n".join([
-        *["The weights are new and have learned nothing, so the guesses below mean nothing yet; "
-          "--run FOLDER shows a trained model.\n"] * (not weights),
-        f"{SCRIPTS[recipe]}.py: {inspect.getdoc(script).splitlines()[0]}",
+        *lines, f"{SCRIPTS[recipe]}.py: {inspect.getdoc(script).splitlines()[0]}",
         "recipe: " + ", ".join(f"{name} {getattr(run, name)}" for name in script.RECIPE
                                if hasattr(run, name)),
         f"weights: {weights or 'new'}",
