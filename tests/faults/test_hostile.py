@@ -6,19 +6,16 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import torch
 from conftest import BUDGET, ROOT, TOY, assert_one_error_line, start_script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minibert import ModelConfig, load_pretrained, save_pretrained
-from minibert.data import (TokenizedCorpus, full_sentences, segment_pairs, sentences_of,
+from minibert.data import (sentences_of,
                            tokenize)
 from minibert.errors import UserError
 from minibert.files.corpus import read_documents
-from minibert.masking import IGNORE, mask_tokens
 from minibert.model import MaskedLM
 from minibert.tasks.classifier import SequenceClassifier, load_classifier, save_classifier
 from minibert.tasks.tasks import TASKS, read_task
@@ -106,84 +103,6 @@ def test_training_on_hostile_text(name, alone, toy_text, tmp_path):
         assert err.startswith("error: ") and len(err.strip().splitlines()) == 1, err
     else:
         assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 12
-
-
-# ---- sequences and masks
-
-@st.composite
-def a_text(draw):
-    """A corpus of made-up lengths, with tokens from 5 up and [SEP] after each document."""
-    documents = draw(st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=6), min_size=2,
-                              max_size=6))
-    tokens, bounds, firsts = [], [], [0]
-    for document in documents:
-        for length in document:
-            bounds.append((len(tokens), len(tokens) + length))
-            tokens += range(5 + len(tokens), 5 + len(tokens) + length)
-        tokens.append(SPECIAL.sep)
-        firsts.append(len(bounds))
-    return TokenizedCorpus(np.array(tokens, np.uint16), np.array(bounds), np.array(firsts))
-
-
-@MANY
-@given(text=a_text(), size=st.integers(1, 20))
-def test_blocks_hold_every_token_once(text, size):
-    """Catches a token that is lost or seen twice, and a block that is too long or empty."""
-    for cross in (True, False):
-        spans = full_sentences(text, size, cross_documents=cross)
-        lengths = spans[:, 1] - spans[:, 0]
-        assert (lengths > 0).all() and (lengths <= size).all()
-        covered = np.concatenate([np.arange(start, end) for start, end, *_ in spans])
-        assert len(set(covered.tolist())) == len(covered)
-        words = np.flatnonzero(text.tokens != SPECIAL.sep)
-        assert set(words.tolist()) <= set(covered.tolist())
-
-
-@MANY
-@given(text=a_text(), size=st.integers(2, 20), seed=st.integers(0, 99), duplicate=st.integers(0, 9),
-       short=st.floats(0, 1))
-def test_pairs_are_pairs(text, size, seed, duplicate, short):
-    """Catches an empty segment, one that is too long, a random B of the same document, and a true
-    B that does not follow its A."""
-    ends = text.sentences[text.first_sentences[1:] - 1, 1]
-    pairs = segment_pairs(text, size, seed=seed, duplicate=duplicate, short_seq_prob=short)
-    for a_start, a_end, b_start, b_end, is_random in pairs:
-        assert a_start < a_end and b_start < b_end and a_end - a_start + b_end - b_start <= size
-        of_a, of_b = np.searchsorted(ends, [a_start, b_start], side="right")
-        assert (of_a != of_b) == bool(is_random)
-        assert is_random or a_end <= b_start
-        assert SPECIAL.sep not in text.tokens[a_start:a_end]
-        assert SPECIAL.sep not in text.tokens[b_start:b_end]
-
-
-@MANY
-@given(lengths=st.lists(st.integers(0, 20), min_size=1, max_size=5), rate=st.floats(0.01, 1),
-       seed=st.integers(0, 2**31), epoch=st.integers(0, 1000), whole_words=st.booleans())
-def test_masks_keep_their_rules(lengths, rate, seed, epoch, whole_words):
-    """Catches a special token or padding that is chosen, a label that is not the hidden token, and
-    a token that changes though it was not chosen."""
-    S = 22
-    ids = torch.zeros(len(lengths), S, dtype=torch.long)
-    for row, length in enumerate(lengths):
-        ids[row, :length + 2] = torch.tensor([2, *range(5, 5 + length), 3])
-    before = ids.clone()
-    continues = (torch.arange(40) % 3 == 0) if whole_words else None
-    inputs, positions, labels = mask_tokens(
-        ids, torch.arange(len(ids)), seed=seed, epoch=epoch, vocab_size=40, mask_id=4,
-        special_ids=tuple(SPECIAL), rate=rate, continues=continues)
-    assert torch.equal(ids, before)
-    used = labels != IGNORE
-    assert torch.equal(ids.gather(1, positions)[used], labels[used])
-    assert (labels[used] >= 5).all()
-    quota = torch.tensor([min(length, max(1, round(rate * (length + 2)))) for length in lengths])
-    assert (used.sum(1) <= quota).all() and (whole_words or (used.sum(1) == quota).all())
-    chosen = torch.zeros_like(ids, dtype=torch.bool)
-    for row in range(len(ids)):
-        where = positions[row][used[row]]
-        assert len(set(where.tolist())) == len(where)
-        chosen[row, where] = True
-    assert torch.equal(inputs[~chosen], ids[~chosen])
-    assert ((inputs[chosen] == 4) | (inputs[chosen] >= 5)).all()
 
 
 # ---- folders
