@@ -356,7 +356,13 @@ def test_loss_that_is_no_number(what, flags, tmp_path, run_script, monkeypatch):
 
 
 @pytest.fixture
-def crashed(flags, tmp_path, run_script, monkeypatch):
+def handlers():
+    """What the signals do before a run."""
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+@pytest.fixture
+def crashed(handlers, flags, tmp_path, run_script, monkeypatch):
     """The folder of a run that crashed at step 6, after its checkpoint of step 4."""
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(training_module, "evaluate", lambda *given: 1 / 0)
@@ -365,10 +371,9 @@ def crashed(flags, tmp_path, run_script, monkeypatch):
     return tmp_path / "run"
 
 
-def test_signals_are_given_back_after_a_crash(crashed):
+def test_signals_are_given_back_after_a_crash(handlers, crashed):
     """In a notebook, Ctrl-C would do nothing any more after a cell that has failed."""
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
 
 @pytest.mark.parametrize("left", ["no file", "half a line", "no lines"])

@@ -19,11 +19,10 @@ from minibert.files.corpus import read_documents
 from minibert.model import MaskedLM
 from minibert.tasks.classifier import SequenceClassifier, load_classifier, save_classifier
 from minibert.tasks.tasks import TASKS, read_task
-from minibert.tokenizer import SpecialIds, train_tokenizer
+from minibert.tokenizer import train_tokenizer
 
 MANY = settings(max_examples=300, deadline=None,
                 suppress_health_check=[HealthCheck.function_scoped_fixture])
-SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 
 @pytest.fixture(scope="module")
