@@ -85,8 +85,9 @@ $(MODELS:%=%-scores): %-scores: %
 #   make test PYTEST="-k mask"               the tests with a word in their names
 #   make test PYTEST="-m 'not promises'"     without those that hold what the documents say
 PYTEST ?=
-TRAINING_TESTS = tests/test_table.py tests/test_training.py tests/test_walk.py tests/test_notebook.py \
-                 $(wildcard $(addprefix lab/tests/test_,compare.py readme.py doctor.py))
+TRAINING_TESTS = tests/test_training.py tests/test_distributed.py tests/test_table.py \
+                 tests/test_walk.py tests/test_notebook.py \
+                 $(wildcard $(addprefix lab/tests/test_,compare.py exercises.py readme.py doctor.py))
 test: setup
 	@$(MAKE) --no-print-directory -j2 $(if $(filter output-sync,$(.FEATURES)),-Otarget) \
 		test-training test-others
