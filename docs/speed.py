@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lab.bench import (SPECIAL, BenchConfig, bench, our_step, random_text, speed_table,
+from lab.bench import (SPECIAL, BenchConfig, bench, clipped_step, our_step, random_text, speed_table,
                        take_turns)
 from minibert.config import ModelConfig, Parser, RunConfig, add_flags
 from minibert.data import Batches
 from minibert.errors import run_cli
 from minibert.files.run_folder import ROOT, write_json
 from minibert.masking import IGNORE, DynamicMasker, StaticMasker
-from minibert.training import autocast, clipped_step
+from minibert.training import autocast
 
 
 def transformers_step(config: ModelConfig, B: int, S: int, dropout: float, device: str

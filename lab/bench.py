@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from minibert.config import (DEVICES, ModelConfig, RunConfig, check, pick_device, setting,
                              sizes_of_width)
@@ -23,7 +24,7 @@ from minibert.masking import IGNORE, DynamicMasker
 from minibert.model import MaskedLM
 from minibert.tokenizer import SpecialIds
 from minibert.tools.table import markdown
-from minibert.training import autocast, clipped_step, optimizer_groups
+from minibert.training import autocast, optimizer_groups
 
 SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
@@ -77,6 +78,14 @@ def random_text(vocab_size: int, sentence: int, sentences: int = 20_000) -> Toke
     tokens = np.random.default_rng(0).integers(5, vocab_size, int(starts[-1]) + sentence + 1)
     return TokenizedCorpus(tokens.astype(np.uint16), np.stack([starts, starts + sentence], 1),
                            np.arange(0, sentences + 1, 200))
+
+
+def clipped_step(model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Move the weights by the gradient of one loss, clipped to a norm of 1, and forget it."""
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def our_step(config: ModelConfig, run: RunConfig, device: str, teacher: MaskedLM | None = None

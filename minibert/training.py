@@ -79,14 +79,6 @@ def autocast(device: str) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def clipped_step(model: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Move the weights by the gradient of one loss, clipped to a norm of 1, and forget it."""
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
 class Training:
     """One run in its folder, from its first step or from its checkpoint."""
 
@@ -150,14 +142,14 @@ class Training:
                     torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step, self.rank))
                     yield next(self.batches)
                     self._after_step()
+            if received:
+                self._save_checkpoint()
+                print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
+                      "the same command again to continue", file=sys.stderr)
+                sys.exit(128 + received)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        if received:
-            self._save_checkpoint()
-            print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
-                  "the same command again to continue", file=sys.stderr)
-            sys.exit(128 + received)
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
         """This process's rows of a masked batch, in micro-batches that fit into the memory."""
