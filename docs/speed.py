@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lab.bench import (SPECIAL, BenchConfig, bench, clipped_step, our_step, random_text, speed_table,
-                       take_turns)
+from lab.bench import (SPECIAL, BenchConfig, bench, clipped_step, our_step, random_text,
+                       speed_table, take_turns)
 from minibert.config import ModelConfig, Parser, RunConfig, add_flags
 from minibert.data import Batches
 from minibert.errors import run_cli
