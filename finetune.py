@@ -116,6 +116,7 @@ def finetune(pretrained: MaskedLM, encode: Callable, data: TaskData, soft_target
     (N, C) float32, or None.
     """
     # Paper: section 4.1: the classification layer is the only new one, and all weights are trained.
+    # (Where the mean is read, the dense layer below it is new as well.)
     config = dataclasses.replace(pretrained.config, next_sentence=False,
                                  hidden_dropout_prob=DROPOUT, attention_probs_dropout_prob=DROPOUT)
     model = SequenceClassifier(config, len(data.classes), seed, tune.pooling)

@@ -23,7 +23,8 @@ from minibert.tokenizer import train_tokenizer
 
 WORDS = "ba be bi bo bu da de di do du".split()
 CONFIG = ModelConfig(vocab_size=27, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                     intermediate_size=32, max_position_embeddings=16, initializer_range=0.2)
+                     intermediate_size=32, max_position_embeddings=16, initializer_range=0.2,
+                     hidden_dropout_prob=0, attention_probs_dropout_prob=0)
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +102,10 @@ def train_by_hand(run, seed, pooling, soft_targets):
             shares = logits.log_softmax(-1)
             loss = -sum(shares[place, CLASSES.index(ROWS[row][1])]
                         for place, row in enumerate(rows)) / len(rows)
-            if soft_targets is not None:  # with a share of 0.3, at a temperature of 3
+            if soft_targets is not None:  # with a share of 0.9, at a temperature of 3
                 theirs = (soft_targets[rows] / 3).softmax(-1)
                 ours = (logits / 3).log_softmax(-1)
-                loss = 0.7 * loss + 0.3 * 9 * (theirs * (theirs.log() - ours)).sum() / len(rows)
+                loss = 0.1 * loss + 0.9 * 9 * (theirs * (theirs.log() - ours)).sum() / len(rows)
             model.zero_grad()
             loss.backward()
             norm = math.sqrt(sum(weight.grad.square().sum() for weight in model.parameters()))
@@ -160,14 +161,14 @@ def test_four_steps_with_a_teacher_by_hand(run, small_task):
     tokenizer = Tokenizer.from_str(json.dumps(vocabulary))
     teacher = SequenceClassifier(dataclasses.replace(CONFIG, next_sentence=False), 2, seed=5)
     save_classifier(teacher, tokenizer, small_task / "teacher", CLASSES, 1)
-    metrics = finetune(run, small_task, teacher=small_task / "teacher", alpha_kl=0.3,
+    metrics = finetune(run, small_task, teacher=small_task / "teacher", alpha_kl=0.9,
                        temperature=3, **FOUR_STEPS)
     with torch.no_grad():
         soft_targets = logits_of(teacher.eval(), tokenizer, ROWS)
     by_hand, score = train_by_hand(run, 0, "mean", soft_targets)
     assert_as_by_hand(weights_in(small_task / "out"), by_hand)
     assert metrics["score"] == score and metrics["teacher"] == accuracy(teacher, tokenizer)
-    assert metrics["without_teacher"] == train_by_hand(run, 0, "mean", None)[1]
+    assert metrics["without_teacher"] == train_by_hand(run, 0, "mean", None)[1] != score
 
 
 # ---- what always holds
@@ -203,16 +204,17 @@ def test_a_seed_decides_everything(run, order_task):
     """If a global generator or an earlier seed had a say, a score could not be had again; and the
     score of several seeds is their mean, beside the classifier of the first."""
     def classifier(name, **flags):
-        metrics = finetune(run, order_task, epochs=1, rows=40, out=order_task / name, **flags)
+        metrics = finetune(run, order_task, out=order_task / name, rows=80, epochs=4, **flags)
         return metrics, weights_in(order_task / name)
 
-    first, first_weights = classifier("three", seed=3)
+    third, third_weights = classifier("third", seed=3)
     torch.manual_seed(7)
-    second, second_weights = classifier("four", seed=4)
+    fourth, fourth_weights = classifier("fourth", seed=4)
     both, kept = classifier("both", seed=3, seeds=2)
-    assert both["scores"] == [first["score"], second["score"]]
-    assert both["score"] == pytest.approx((first["score"] + second["score"]) / 2)
-    assert equal(first_weights, kept) and not equal(first_weights, second_weights)
+    assert third["score"] != fourth["score"]
+    assert both["scores"] == [third["score"], fourth["score"]]
+    assert both["score"] == pytest.approx((third["score"] + fourth["score"]) / 2)
+    assert equal(third_weights, kept) and not equal(third_weights, fourth_weights)
 
 
 def test_a_task_says_how_long_it_is_learned_and_from_how_many_rows(run, order_task, monkeypatch):
