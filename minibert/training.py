@@ -150,11 +150,14 @@ class Training:
                     torch.manual_seed(hash_bits(self.run.seed, "dropout", self.step, self.rank))
                     yield next(self.batches)
                     self._after_step()
+            if received:
+                self._save_checkpoint()  # before a second signal can end the program
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        self.model = self.module
+        distributed.leave()
         if received:
-            self._save_checkpoint()
             print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
                   "the same command again to continue", file=sys.stderr)
             sys.exit(128 + received)
@@ -204,7 +207,6 @@ class Training:
         teacher: to be compared with, at the same targets. metrics.json marks a finished run. Of
         several processes, the first does all this.
         """
-        distributed.leave()
         if self.rank:
             return
         save_pretrained(self.module, self.tokenizer, self.out)
