@@ -143,13 +143,16 @@ class Training:
                     yield next(self.batches)
                     self._after_step()
             if received:
-                self._save_checkpoint()
-                print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
-                      "the same command again to continue", file=sys.stderr)
-                sys.exit(128 + received)
+                self._save_checkpoint()  # before a second signal can end the program
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        self.model = self.module  # for the wrapped one holds on to the processes
+        distributed.leave()
+        if received:
+            print(f"{self.out}: stopped at step {self.step} of {self.run.steps} and saved; run "
+                  "the same command again to continue", file=sys.stderr)
+            sys.exit(128 + received)
 
     def micro_batches(self, batch: Batch) -> Iterator[Batch]:
         """This process's rows of a masked batch, in micro-batches that fit into the memory."""
@@ -196,7 +199,6 @@ class Training:
         teacher: to be compared with, at the same targets. metrics.json marks a finished run. Of
         several processes, the first does all this.
         """
-        distributed.leave()
         if self.rank:
             return
         save_pretrained(self.module, self.tokenizer, self.out)

@@ -1,14 +1,12 @@
-"""Two processes, started by torchrun: the same training as one with the same global batch. That
-they stop and go on together is in tests/faults."""
+"""Two processes: the same training as one with the same global batch. That they stop and go on
+together, and that torchrun starts them, is in tests/faults."""
 import contextlib
-import json
-import os
-import subprocess
-import sys
+import socket
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import BUDGET, ROOT, TOY, finish, weights
+from conftest import BUDGET, TOY, finish, log, start_script, weights
 
 import minibert.training as training_module
 from minibert import distributed
@@ -17,65 +15,135 @@ from minibert.errors import UserError
 from minibert.model import MaskedLM
 from minibert.training import Training
 
-NO_DROPOUT = ["--hidden-dropout-prob", "0"]
+TORCHRUN = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what it sets
 
 
 def flags_of(script, out, text, *flags):
-    shape = [] if script == "distill" else [*TOY, *NO_DROPOUT]
+    """The flags of a short run without dropout, which no two processes draw as one does."""
+    shape = [] if script == "distill" else [*TOY, "--hidden-dropout-prob", "0"]
     return [*BUDGET, *shape, "--corpus", str(text), "--out", str(out), *flags]
 
 
-def start(script, *flags):
-    """In two processes."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-               str(ROOT / f"{script}.py"), *flags_of(script, *flags)]
-    return subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, start_new_session=True,
-                            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+def free_port():
+    """A port where a first process can wait for the others."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
-def assert_same(one, two):
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0)
+def start_two(script, *flags):
+    """Start a script in two processes, as torchrun does, but with nobody who looks after them."""
+    port, processes = free_port(), []
+    for rank in ("0", "1"):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in zip(TORCHRUN, ("2", rank, rank, "127.0.0.1", port)):
+                patch.setenv(name, value)
+            processes.append(start_script(script, *flags))
+    return processes
 
 
-def losses(out):
-    log = [json.loads(line) for line in (out / "log.jsonl").open()]
-    return [(line["step"], line["mlm"], line["tokens"], line["targets"]) for line in log
-            if "mlm" in line]
+def assert_same(first, second):
+    """Both have the same weights, but for the order in which gradients were added up."""
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("script, flags", [("train_bert", ["--gradient-accumulation-steps", "2"])])
-def test_two_processes_train_as_one(script, flags, toy_text, tmp_path, run_script):
-    """Catches gradients averaged that should be summed, rows seen twice or never, counts of one
-    process's rows, and two processes that write one file."""
-    both = start(script, tmp_path / "two", toy_text, *flags)
-    run_script(script, *flags_of(script, tmp_path / "one", toy_text, *flags))
-    assert finish(both).count("finished 12 steps") == 1
+# By hand.
+
+
+def test_one_process_has_nobody_to_ask(monkeypatch):
+    """Whoever trains on one machine would wait for others, or need a network."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    model, terms = MaskedLM(ModelConfig.preset("tiny")), {"loss": torch.tensor(3.0)}
+    assert distributed.join("cpu") == (0, 1)
+    assert distributed.wrap(model) is model and distributed.add_up(terms) is terms
+    assert distributed.largest(15) == 15
+    with distributed.alone(model):
+        distributed.leave()
+
+
+@pytest.fixture
+def exchanged(monkeypatch):
+    """Two processes as the first of them sees it, whose terms are all the same in the other one,
+    and where nobody gets a signal; and the (size, dtype) of what they exchange."""
+    seen = []
+
+    def all_reduce(value, how=torch.distributed.ReduceOp.SUM):
+        seen.append((value.numel(), value.dtype))
+        if how == torch.distributed.ReduceOp.SUM:
+            value *= 2
+
+    monkeypatch.setattr(distributed, "join", lambda device: (0, 2))
+    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda model: model)
+    monkeypatch.setattr(distributed, "alone", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed.dist, "all_reduce", all_reduce)
+    return seen
+
+
+def test_sum_of_two_losses_and_the_larger_of_two_signals(exchanged, monkeypatch):
+    """A log would have half the loss, or one loss under the name of another; and one process would
+    obey a signal alone, while the other waits for it until it is killed."""
+    terms = distributed.add_up({"loss": torch.tensor(3.0), "mlm": torch.tensor(1.0)})
+    assert {name: value.item() for name, value in terms.items()} == {"loss": 6.0, "mlm": 2.0}
+    assert distributed.largest(0) == 0 and distributed.largest(2) == 2
+    assert exchanged == [(2, torch.float32), (1, torch.int64), (1, torch.int64)]
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda value, how: value.fill_(15))
+    assert distributed.largest(0) == 15
+
+
+def test_exchanges_of_three_steps(exchanged, toy_text, tmp_path, run_script):
+    """An exchange for each part or for each logged number would make each step slow: beside the
+    gradients, a step has one for the losses and one, on the CPU, that tells whether to stop."""
+    run_script("train_bert", *flags_of("train_bert", tmp_path / "run", toy_text, "--steps", "3",
+                                       "--gradient-accumulation-steps", "2"))
+    stop, losses = (1, torch.int64), (3, torch.float32)  # the loss, mlm and nsp
+    start_together, after_the_last = stop, stop
+    assert exchanged == [start_together, *[stop, losses] * 3, after_the_last]
+
+
+# What always holds.
+
+
+def test_two_processes_train_as_one(toy_text, tmp_path, run_script):
+    """Gradients averaged that should be summed, rows seen twice or never, counts of one process's
+    rows, or two processes that write one file: a run on two GPUs would be another experiment."""
+    flags = ["--gradient-accumulation-steps", "2"]
+    first, second = start_two("train_bert", *flags_of("train_bert", tmp_path / "two", toy_text,
+                                                      *flags))
+    run_script("train_bert", *flags_of("train_bert", tmp_path / "one", toy_text, *flags))
+    assert "finished 12 steps" in finish(first) and not finish(second)  # only the first one writes
     assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"))
-    for one, two in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
-        assert one == (two[0], pytest.approx(two[1], abs=1e-5), *two[2:])
+    lines = [[line for line in log(tmp_path / name) if "mlm" in line] for name in ("one", "two")]
+    assert len(lines[0]) == 4
+    for expected, line in zip(*lines, strict=True):
+        assert line == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("given", [{"WORLD_SIZE": "4"}, {"WORLD_SIZE": "4", "RANK": "1"}])
-def test_world_size_of_a_scheduler(given, monkeypatch):
-    """Catches a KeyError, or an endless wait, where WORLD_SIZE is set but torchrun was not used."""
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux")
+def test_no_thread_is_left_to_abort_the_process(toy_text, tmp_path, run_script, monkeypatch):
+    """One run of ten would end in an abort of torch's, in which torchrun kills the first process
+    before it has written its scores. Here a process is alone in its group."""
+    for name, value in zip(TORCHRUN, ("1", "0", "0", "127.0.0.1", free_port())):
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="LOCAL_RANK, MASTER_ADDR, MASTER_PORT.*torchrun") as error:
-        distributed.join("cpu")
-    assert (", RANK" in str(error.value)) == ("RANK" not in given)
+
+    def threads():
+        return sorted(path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+
+    seen, update = [], Training.update
+    monkeypatch.setattr(Training, "update", lambda training: (
+        seen.append(threads()), update(training)))
+    before = threads()
+    run_script("train_bert", *flags_of("train_bert", tmp_path / "run", toy_text, "--steps", "1"))
+    assert "gloo_tcp_loop\n" in seen[0] and threads() == before
 
 
 def test_processes_take_a_gpu_each(monkeypatch):
-    """Catches processes that all use the first GPU, and a group that cannot exchange what lies on
-    the CPU, or does not know its GPU."""
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1"),
-                        ("MASTER_ADDR", "here"), ("MASTER_PORT", "1")):
-        monkeypatch.setenv(name, value)
+    """All processes would share the first GPU, or could not exchange what lies on the CPU."""
+    for name in TORCHRUN:
+        monkeypatch.setenv(name, "1")
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(distributed.dist, "init_process_group",
@@ -89,57 +157,39 @@ def test_processes_take_a_gpu_each(monkeypatch):
     assert chosen[2:] == [("gloo", None)]
 
 
-def test_processes_touch_their_own_gpu_only(monkeypatch):
-    """Catches a tensor that is made before a process knows its GPU, and so takes room on the first
-    one, for every process."""
-    class Chosen(Exception):
-        pass
-
+def test_a_process_knows_its_gpu_before_it_makes_a_tensor(monkeypatch):
+    """Each process would take room on the first GPU, whose memory might not do for all of them."""
     def choose(device):
-        raise Chosen
+        raise ZeroDivisionError
 
-    monkeypatch.setattr(training_module, "pick_device", lambda _: "cuda")
+    monkeypatch.setattr(training_module, "pick_device", lambda name: "cuda")
     monkeypatch.setattr(distributed, "join", choose)
-    with pytest.raises(Chosen):  # without a GPU, a tensor there would raise another error
+    with pytest.raises(ZeroDivisionError):  # without a GPU, a tensor there raises another error
         Training(RunConfig(out="-"), MaskedLM(ModelConfig.preset("tiny")), *[None] * 5)
 
 
-@pytest.fixture
-def exchanged(monkeypatch):
-    """Two processes as the first of them sees it, where the other one adds nothing; and what is
-    exchanged."""
-    seen = []
-    monkeypatch.setattr(distributed, "join", lambda _: (0, 2))
-    monkeypatch.setattr(distributed, "DistributedDataParallel", lambda model: model)
-    monkeypatch.setattr(distributed, "alone", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda value, *_: seen.append(
-        (value.numel(), value.dtype)))
-    return seen
+# Corner cases.
 
 
-def test_processes_exchange_little(exchanged, toy_text, tmp_path, run_script):
-    """Catches an exchange for each part and for each logged number: beside the gradients, a step
-    has one for the losses and one, on the CPU, that tells whether to stop."""
-    run_script("train_bert", *flags_of("train_bert", tmp_path / "run", toy_text, "--steps", "3",
-                                       "--gradient-accumulation-steps", "2"))
-    stop, losses = (1, torch.int64), (3, torch.float32)  # the loss, mlm and nsp
-    assert exchanged == [stop, *[stop, losses] * 3, stop]
+def test_world_size_of_a_scheduler(monkeypatch):
+    """On a cluster whose scheduler sets WORLD_SIZE, a run without torchrun would end in a KeyError,
+    or wait for ever."""
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="LOCAL_RANK, MASTER_ADDR, MASTER_PORT, RANK"):
+        distributed.join("cpu")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UserError, match="LOCAL_RANK, MASTER_ADDR, MASTER_PORT;.*torchrun"):
+        distributed.join("cpu")
 
 
-def test_all_stop_where_one_is_stopped(exchanged, monkeypatch):
-    """Catches a signal that is obeyed by one process alone, while the others wait for it."""
-    def exchange(value, how):
-        assert how == distributed.dist.ReduceOp.MAX
-        value.fill_(max(value.item(), 15))
+def test_a_process_whose_partner_has_ended(exchanged, monkeypatch):
+    """The process that is left would end in a traceback of torch's, which hides why the other one
+    has ended."""
+    def gone(*given):
+        raise RuntimeError("Connection closed by peer")
 
-    monkeypatch.setattr(distributed.dist, "all_reduce", exchange)
-    assert distributed.largest(0) == 15
-
-
-def test_terms_keep_their_names(exchanged, monkeypatch):
-    """Catches a loss that is logged as another one's after the exchange."""
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda value: value.mul_(2))
-    terms = distributed.add_up({"loss": torch.tensor(3.0), "mlm": torch.tensor(1.0)})
-    assert {name: value.item() for name, value in terms.items()} == {"loss": 6.0, "mlm": 2.0}
+    monkeypatch.setattr(distributed.dist, "all_reduce", gone)
+    with pytest.raises(UserError, match="another process has ended"):
+        distributed.largest(0)

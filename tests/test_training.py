@@ -286,13 +286,15 @@ def test_killed_run_goes_on_to_the_last_bit(flags, tmp_path, run_script):
 
 
 def stopped_at(step, number, run):
-    """Run something that gets a signal while it makes a step; returns its exit code."""
+    """The exit code of a run that gets a signal in a step, and again while it saves."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        update = Training.update
+        update, save = Training.update, torch.save
 
         def note(training):
             if training.step == step:
                 os.kill(os.getpid(), number)
+                patch.setattr(torch, "save", lambda *given: (os.kill(os.getpid(), number),
+                                                             save(*given)))
             update(training)
 
         patch.setattr(Training, "update", note)
@@ -300,23 +302,34 @@ def stopped_at(step, number, run):
     return ended.value.code
 
 
+@pytest.fixture
+def heard():
+    """Before and after a run, a signal fails the test instead of ending pytest."""
+    def handler(number, frame):
+        raise AssertionError(f"nobody waited for signal {number}")
+
+    before = [signal.signal(number, handler) for number in SIGNALS]
+    yield handler
+    for number, old in zip(SIGNALS, before):
+        signal.signal(number, old)
+
+
 @pytest.mark.parametrize("script, number", [
     ("train_bert", signal.SIGINT), ("train_roberta", signal.SIGTERM), ("distill", signal.SIGTERM)])
 def test_stopped_run_goes_on_to_the_last_bit(script, number, flags, teachers, tmp_path, run_script,
-                                             monkeypatch, float64):
-    """Whoever presses Ctrl-C, in the first step, in the middle or in the last one, would lose the
-    steps since the last checkpoint, or get fresh dropout, another order, a line of the log twice,
-    a mean of half the steps, or seconds that start again."""
+                                             monkeypatch, float64, heard):
+    """Whoever presses Ctrl-C, in the first step, in the middle or in the last one, and again while
+    it saves, would lose the steps since the last checkpoint, or get fresh dropout, another order, a
+    line of the log twice, a mean of half the steps, or seconds that start again."""
     clock, out = itertools.count(), tmp_path / "run"
     monkeypatch.setattr(training_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     if script == "distill":
         flags = [*BUDGET, *flags[len(BUDGET + TOY):], "--teacher", teachers / "bert"]
-    handlers = [signal.getsignal(received) for received in SIGNALS]
     for step in (0, 5, 11):
         code = stopped_at(step, number, lambda: run_script(script, *flags))
         assert code == 128 + number and not (out / "metrics.json").exists()
         assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == step + 1
-        assert handlers == [signal.getsignal(received) for received in SIGNALS]
+        assert [signal.getsignal(received) for received in SIGNALS] == [heard, heard]
     run_script(script, *flags)
     run_script(script, *flags, "--out", tmp_path / "whole")
     assert_same_run(out, tmp_path / "whole")

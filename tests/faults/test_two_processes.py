@@ -2,12 +2,21 @@
 import os
 import resource
 import signal
-import socket
+import subprocess
+import sys
 import time
 
-import pytest
-from conftest import assert_one_error_line, finish, start_script, weights
-from test_distributed import assert_same, flags_of, start
+from conftest import ROOT, assert_one_error_line, finish, weights
+from test_distributed import assert_same, flags_of, start_two
+
+
+def start(script, *flags):
+    """Start a script in two processes, which torchrun looks after."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(ROOT / f"{script}.py"), *flags_of(script, *flags)]
+    return subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True,
+                            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
 
 
 def test_two_processes_stop_and_go_on(toy_text, tmp_path, run_script):
@@ -29,26 +38,11 @@ def test_two_processes_stop_and_go_on(toy_text, tmp_path, run_script):
     assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"))
 
 
-def start_by_hand(*flags):
-    """Two processes that nobody looks after: torchrun would end the other when one has ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(2):
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in (("WORLD_SIZE", 2), ("RANK", rank), ("LOCAL_RANK", rank),
-                                ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
-                patch.setenv(name, str(value))
-            started.append(start_script(*flags))
-    return started
-
-
 def test_first_process_ends_the_other(toy_text, tmp_path):
     """Catches a process that waits for one that has ended in an error, here because the folder
     holds something else: both end at once, each with one line."""
     (tmp_path / "letter.txt").write_text("dear")
-    first, second = start_by_hand("train_roberta", *flags_of("train_roberta", tmp_path, toy_text))
+    first, second = start_two("train_roberta", *flags_of("train_roberta", tmp_path, toy_text))
     assert_one_error_line(first, "not a run's folder")
     assert_one_error_line(second, "another process has ended")
 
@@ -60,8 +54,8 @@ def test_first_process_ends_the_other_while_training(toy_text, tmp_path):
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # inherited: the write fails instead
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        first, second = start_by_hand("train_roberta",
-                                      *flags_of("train_roberta", tmp_path / "run", toy_text))
+        first, second = start_two("train_roberta",
+                                  *flags_of("train_roberta", tmp_path / "run", toy_text))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, old)
