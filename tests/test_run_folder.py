@@ -1,7 +1,10 @@
 """Run folders: who may write there, what a kill or a power cut leaves, what is no run folder."""
+import dataclasses
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,29 +15,81 @@ from conftest import BUDGET, TOY
 
 from minibert.config import RunConfig
 from minibert.errors import UserError, run_cli
+from minibert.files import run_folder
 from minibert.files.hub import load_pretrained, save_pretrained
-from minibert.files.run_folder import open_run, write_json
+from minibert.files.run_folder import atomic_write, finished, open_run, write_json
 
 METADATA = {"corpus_fingerprint": "a text", "model": {"hidden_size": 16}}
 
 
 @pytest.fixture
-def run(tmp_path):
-    return RunConfig(out=str(tmp_path / "run"))
+def out(tmp_path):
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
 
 
 @pytest.fixture
-def out(run, tmp_path):
-    (tmp_path / "run").mkdir()
-    return tmp_path / "run"
+def run(out):
+    return RunConfig(out=str(out))
 
 
 def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
+# By hand.
+
+
+def test_a_folder_from_its_first_file_to_its_last(run, out, capsys):
+    """A second `make all` would train again, or write over a run that had other settings. Where a
+    run lies and which device it has is none of them."""
+    shutil.rmtree(out)
+    assert not finished(run, METADATA)
+    open_run(run, METADATA).close()
+    content = json.loads((out / "run.json").read_text())
+    assert content["settings"] == dataclasses.asdict(run) and METADATA.items() <= content.items()
+    open_run(run, METADATA).close()  # it was stopped, and goes on
+    write_json(out / "metrics.json", {})
+    capsys.readouterr()
+    assert finished(dataclasses.replace(run, device="cpu"), METADATA)
+    assert "nothing to do" in capsys.readouterr().out
+    for other, metadata in ((dataclasses.replace(run, seed=1), METADATA),
+                            (run, METADATA | {"corpus_fingerprint": "another"}),
+                            (run, METADATA | {"model": {"hidden_size": 32}})):
+        with pytest.raises(UserError, match="with (seed 0, not 1|corpus_finger|hidden_size 16)"):
+            finished(other, metadata)
+    assert json.loads((out / "run.json").read_text()) == content
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    """A reader, or a resume, would get half a file. An error may come from torch, whose writer
+    hides that the disk was full."""
+    path = tmp_path / "file"
+    with atomic_write(path) as aside:
+        aside.write_text("old")
+        assert not path.exists()
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as aside:
+        aside.write_text("ne")
+        assert path.read_text() == "old" and 1 / 0
+    assert path.read_text() == "old" and names(tmp_path) == {"file"}
+
+    class FullDisk:
+        def write(self, block):
+            raise OSError(28, "No space left on device")
+
+        def flush(self):
+            pass
+
+    with pytest.raises(OSError, match="No space"), atomic_write(path):
+        torch.save({"weight": torch.zeros(1000)}, FullDisk())
+    assert names(tmp_path) == {"file"}
+
+
+# What always holds.
+
+
 def test_the_lock_comes_before_the_first_file(run, out):
-    """Catches two runs started in the same instant that write one run.json: the one that has the
+    """Two runs that are started in the same instant would write one run.json: the one that has the
     lock has written nothing yet, and the other has to end in one line."""
     program = ("import fcntl, sys; lock = open(sys.argv[1], 'w');"
                "fcntl.lockf(lock, fcntl.LOCK_EX); print('locked', flush=True); sys.stdin.read()")
@@ -52,8 +107,8 @@ def test_the_lock_comes_before_the_first_file(run, out):
 
 
 def test_a_run_that_another_process_has_just_finished(run, out, capsys):
-    """Catches a second process that waited for nothing: it saw no metrics.json before the lock, and
-    trains the finished run again."""
+    """A second process, which saw no metrics.json before it had the lock, would train the finished
+    run again."""
     open_run(run, METADATA).close()
     write_json(out / "metrics.json", {})
     with pytest.raises(SystemExit) as ended:
@@ -61,36 +116,39 @@ def test_a_run_that_another_process_has_just_finished(run, out, capsys):
     assert not ended.value.code and "nothing to do" in capsys.readouterr().out
 
 
-def test_killed_while_the_first_file_is_written(run, out):
-    """Catches a folder that belongs to nobody for ever after: half a run.json is no stranger's."""
-    (out / "run.json.part").write_text('{"setti')
-    (out / ".lock").touch()
+def test_edited_code_is_not_passed_off_as_the_same(run, out, capsys, monkeypatch):
+    """Whoever tries an idea by editing the code would get the old run's result, without a word."""
     open_run(run, METADATA).close()
-    assert json.loads((out / "run.json").read_text())["model"] == METADATA["model"]
-    assert names(out) == {".lock", "run.json"}
+    open_run(run, METADATA).close()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(run_folder, "code", lambda: "0123456789ab")
+    open_run(run, METADATA).close()
+    assert "changed since" in capsys.readouterr().err
+    write_json(out / "metrics.json", {})
+    assert finished(run, METADATA) and "changed since" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "7", "{", '{"settings": []}'])
-def test_settings_that_are_none(run, out, content):
-    """Catches a traceback on a run.json that was written by something else."""
-    (out / "run.json").write_text(content)
-    with pytest.raises(UserError, match="make its folder again|another --out"):
-        open_run(run, METADATA)
-
-
-@pytest.mark.parametrize("path", ["/proc/x", "x" * 300])
-def test_folders_that_cannot_be_made(path, capsys):
-    """Catches a traceback where the system refuses a path for a reason of its own."""
-    with pytest.raises(SystemExit, match="2"):
-        run_cli(lambda: open_run(RunConfig(out=path), METADATA))
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {path}") and "name another path" in line
+def test_code_is_what_pretrains(tmp_path, monkeypatch):
+    """An edit of a loss that goes unnoticed would mix two experiments; one of a table or of a task
+    would throw away all runs."""
+    for name in ("train_bert.py", "distill.py", "finetune.py", "minibert/losses.py",
+                 "minibert/files/hub.py", "minibert/tools/table.py", "tests/test_losses.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
+    changed, before = set(), run_folder.code()
+    for path in tmp_path.rglob("*.py"):
+        path.write_text("# edited")
+        if run_folder.code() != before:
+            changed.add(path.name)
+        before = run_folder.code()
+    assert changed == {"train_bert.py", "distill.py", "losses.py", "hub.py"}
 
 
 def test_nothing_is_finished_before_it_is_on_the_disk(toy_text, tmp_path, run_script, monkeypatch):
-    """Catches a power cut that leaves a metrics.json beside weights that are not there, a prepared
-    corpus without its tokens, or a checkpoint whose log is lost: what counts as done has to be on
-    the disk, and what it stands in for is deleted later."""
+    """A power cut would leave a metrics.json beside weights that are not there, a prepared corpus
+    without its tokens, or a checkpoint whose log is lost: what counts as done has to be on the
+    disk, and what it stands in for is deleted later."""
     synced, seen = {}, []  # by file: what it was when it was synced, which a power cut leaves
     fsync, replace, rename, unlink = os.fsync, os.replace, Path.rename, Path.unlink
 
@@ -104,8 +162,8 @@ def test_nothing_is_finished_before_it_is_on_the_disk(toy_text, tmp_path, run_sc
         synced[os.fstat(number).st_ino] = what(number)
 
     def is_safe(path, without=""):
-        found = synced.get(path.stat().st_ino)
-        return found == what(path) or (without and {*found} == {*what(path)} - {without})
+        known = synced.get(path.stat().st_ino)
+        return known == what(path) or (without and {*known} == {*what(path)} - {without})
 
     def note_replace(source, target):
         target = Path(target)
@@ -153,8 +211,8 @@ def distill(toy_text, tmp_path, run_script):
 
 
 def test_a_student_knows_its_teacher_by_its_weights(distill, tmp_path, capsys):
-    """Catches a teacher that was trained again in the same folder, whose student counts as finished
-    or goes on; and a student that does not know its teacher in another folder."""
+    """The student of a teacher that was trained again in the same folder would count as finished,
+    or go on; and one whose teacher was moved would not know it any more."""
     distill()
     (tmp_path / "teacher").rename(tmp_path / "elsewhere")
     shutil.copytree(tmp_path / "elsewhere", tmp_path / "teacher")
@@ -169,3 +227,61 @@ def test_a_student_knows_its_teacher_by_its_weights(distill, tmp_path, capsys):
         with pytest.raises(UserError, match="a run with teacher_weights '"):
             distill()
         (tmp_path / "student" / file).unlink()
+
+
+# Corner cases.
+
+
+@pytest.mark.parametrize("room", [500, 20_000], ids=["for a tokenizer", "for a checkpoint"])
+def test_disk_full(room, toy_text, tmp_path, run_script, monkeypatch, capsys):
+    """Half a checkpoint or half a corpus would be taken for whole ones when there is room again."""
+    monkeypatch.setenv("MINIBERT_PREPARED", str(tmp_path / "prepared"))
+    train = lambda: run_script("train_bert", *BUDGET, *TOY, "--corpus", toy_text, "--out",
+                               tmp_path / "run")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails instead
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(SystemExit, match="2"):
+            run_cli(train)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: no room is left")
+    assert not list((tmp_path / "run").glob("checkpoint*"))
+    train()
+
+
+def test_killed_while_the_first_file_is_written(run, out):
+    """Half a run.json is no stranger's: the folder would belong to nobody for ever after."""
+    (out / "run.json.part").write_text('{"setti')
+    (out / ".lock").touch()
+    open_run(run, METADATA).close()
+    assert json.loads((out / "run.json").read_text())["model"] == METADATA["model"]
+    assert names(out) == {".lock", "run.json"}
+
+
+def test_a_folder_that_is_no_run_is_left_alone(run, out):
+    """A run would write into somebody's documents."""
+    (out / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="not a run's folder"):
+        open_run(run, METADATA)
+    assert names(out) == {"letter.txt"}
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", '{"settings": []}'])
+def test_settings_that_are_none(run, out, content):
+    """A run.json that was written by something else would end in a traceback."""
+    (out / "run.json").write_text(content)
+    with pytest.raises(UserError, match="make its folder again|another --out"):
+        open_run(run, METADATA)
+
+
+@pytest.mark.parametrize("path", ["/proc/x", "x" * 300])
+def test_folders_that_cannot_be_made(path, capsys):
+    """Where the system refuses a path for a reason of its own, there would be a traceback."""
+    with pytest.raises(SystemExit, match="2"):
+        run_cli(lambda: open_run(RunConfig(out=path), METADATA))
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}") and "name another path" in line

@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, log
-from test_data import SPECIAL, plain_sequence
-from test_model import draw_dropout
 
 from minibert import distributed
 from minibert.config import DistillConfig, ModelConfig, RunConfig
@@ -29,7 +28,10 @@ from minibert.files.hub import load_pretrained
 from minibert.hashing import hash_bits
 from minibert.model import MaskedLM
 from minibert.student import make_student
+from minibert.tokenizer import SpecialIds
 from minibert.training import Training
+
+SPECIAL = SpecialIds(pad=0, unk=1, cls=2, sep=3, mask=4)
 
 # What each paper says, in full: see the sources in the scripts.
 RECIPES = {
@@ -97,11 +99,11 @@ FIXED = {"train_bert": {"tokenizer"}, "train_roberta": SENTENCES,
 
 @pytest.mark.parametrize("script", RECIPES)
 def test_every_setting_is_tried(script):
-    """Would catch: a new setting whose wiring no case below would notice."""
+    """Of a new setting, no case below would notice whether the script reads it."""
     configs = (RunConfig, DistillConfig if script == "distill" else ModelConfig)
     settings = {item.name for config in configs for item in dataclasses.fields(config)
                 if item.metadata}
-    tried = {name for one, changes in CASES for name in changes if one == script}
+    tried = {name for its_script, changes in CASES for name in changes if its_script == script}
     assert settings - ELSEWHERE - FIXED[script] == tried
 
 
@@ -124,6 +126,23 @@ def sequences(settings, corpus):
         for start in range(0, len(order) - B + 1, B):  # what does not fill a batch is left out
             yield epoch, duplicate, [(number, spans[number].tolist())
                                     for number in order[start:start + B]]
+
+
+def sequence_of(tokens, span, length):
+    """[CLS] A [SEP] or [CLS] A [SEP] B [SEP] with its padding, attention mask and token types."""
+    a_start, a_end, b_start, b_end, _ = span
+    ids = [SPECIAL.cls, *tokens[a_start:a_end], SPECIAL.sep]
+    types = [0] * len(ids)
+    if b_end > b_start:
+        ids += [*tokens[b_start:b_end], SPECIAL.sep]
+        types += [1] * (b_end - b_start + 1)
+    padding = [0] * (length - len(ids))
+    return ids + padding, [1] * len(ids) + padding, types + padding
+
+
+def draw_dropout(x, rate):
+    """What torch's generator drops next: the rest is scaled up, so that the mean stays."""
+    return x * F.dropout(torch.ones(x.shape, dtype=torch.float64), rate).numpy()
 
 
 def hide(ids, number, duplicate, settings):
@@ -155,7 +174,7 @@ def batch_of(epoch, duplicate, rows, settings, corpus):
     """Arrays of what the model sees, the labels, and by what the losses of the batch divide."""
     made = []
     for number, span in rows:
-        ids, mask, types = plain_sequence(corpus.tokens.tolist(), span, settings.seq_length)
+        ids, mask, types = sequence_of(corpus.tokens.tolist(), span, settings.seq_length)
         seen, slots = hide(ids, number, duplicate, settings)
         positions, labels = zip(*slots)
         made.append((seen, mask, types, positions, labels, span[4]))
@@ -209,7 +228,7 @@ def distillation_losses(student, config, parts, settings, teacher, teacher_confi
         if not asked:
             continue
         their_logits, _, their_hidden = reference.masked_lm(teacher, teacher_config, *given)
-        log_p, log_q = (reference.log_softmax(one / T) for one in (their_logits, logits))
+        log_p, log_q = (reference.log_softmax(each / T) for each in (their_logits, logits))
         divergence = (np.exp(log_p) * (log_p - log_q)).sum(-1)
         length = lambda x: np.sqrt((x**2).sum(-1))
         cosine = (hidden * their_hidden).sum(-1) / (length(hidden) * length(their_hidden))
@@ -358,9 +377,10 @@ class SecondRun:
     for script, changes in CASES])
 def test_updates_are_the_recipe_s(script, changes, toy_text, teachers, tmp_path, run_script, steps,
                                   capsys, monkeypatch, float64):
-    """Would catch: an argument of the script that is not
-    passed on, a flag that is not read, a loss that is divided by something else, padding or an
-    unused slot that counts, dropout in the teacher, another optimizer, schedule or clipping."""
+    """Each of these would make our numbers those of another recipe, without any error: an argument
+    that is not passed on, a flag that is not read, a loss that is divided by something else,
+    padding or an unused slot that counts, dropout in the teacher, another optimizer, schedule or
+    clipping."""
     second = SecondRun(script, changes, toy_text, teachers, monkeypatch)
     out, settings = tmp_path / "run", second.settings
     run_script(script, *second.flags, "--out", out)
@@ -405,32 +425,32 @@ def test_updates_are_the_recipe_s(script, changes, toy_text, teachers, tmp_path,
 @pytest.mark.parametrize("script", RECIPES)
 def test_two_processes_share_an_update(script, toy_text, teachers, tmp_path, run_script, steps,
                                        monkeypatch, capsys, float64):
-    """Would catch: under torchrun, one process's dropout in both, rows that are learned twice, and
-    a loss that is divided by one process's counts. Both are run here, one after the other, and
-    torch's part, the mean of their gradients, is taken by hand."""
+    """Under torchrun, one process's dropout in both, rows that are learned twice, or a loss that is
+    divided by one process's counts would make two GPUs another experiment than one. Both processes
+    are run here, one after the other; torch's part, the mean of their gradients, is by hand."""
     second = SecondRun(script, dict(steps=1, gradient_accumulation_steps=2), toy_text, teachers,
                        monkeypatch)
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "join", lambda device, rank=rank: (rank, 2))
         run_script(script, *second.flags, "--out", tmp_path / str(rank))
-    (before, first, _), (_, other, _) = steps
+    (before, first, _), (_, second_gradients, _) = steps
     assert not (tmp_path / "1").exists()  # only the first process writes
     assert capsys.readouterr().out.count("starts from") == (script == "distill")
     batch = next(second.batches())
-    mean = {name: (first[name] + other[name]) / 2 for name in first}
+    mean = {name: (first[name] + second_gradients[name]) / 2 for name in first}
     assert_is_gradient(mean, lambda weights: sum(
         second.losses(weights, batch, 0, rank, 2)[0] for rank in (0, 1)), before)
 
 
-def assert_same_arrays(found, expected):
-    assert found.keys() == expected.keys()
-    for name in found:
-        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-10, err_msg=name)
+def assert_same_arrays(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=0, atol=1e-10, err_msg=name)
 
 
 @pytest.mark.parametrize("script", RECIPES)
 def test_a_script_is_a_command(script, monkeypatch, capsys):
-    """Would catch: a script that does nothing when it is started, or ends in a traceback."""
+    """A script would do nothing when it is started, or end in a traceback."""
     monkeypatch.setattr("sys.argv", [f"{script}.py", "--out", ""])
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
@@ -438,8 +458,9 @@ def test_a_script_is_a_command(script, monkeypatch, capsys):
 
 
 def test_recipes_and_budgets_stand_in_the_scripts(monkeypatch):
-    """Would catch: another number of steps, which no test of a few steps could see, and a recipe
-    that rests on a default."""
+    """A number that is not the paper's, or the budget of another preset, could not be seen in a few
+    steps; and where a recipe rests on a default, a reader would not find all of it in the script.
+    """
     monkeypatch.syspath_prepend(str(ROOT))
     budgets = dict(train_bert={"tiny": 3000, "small": 20_000, "base": 1_000_000},
                    train_roberta={"tiny": 3000, "small": 20_000, "base": 500_000},
@@ -450,8 +471,9 @@ def test_recipes_and_budgets_stand_in_the_scripts(monkeypatch):
 
 
 def test_a_family_is_its_own_whatever_the_sizes_say(monkeypatch):
-    """Would catch: a script that takes over the family, the token types or the padding of the
-    sizes that it is given; and a sequence longer than the table of positions."""
+    """A script that takes over the family, the token types or the padding of the sizes that it is
+    given would train another network than its name says; and a sequence longer than the table of
+    positions would end in an error of torch's."""
     monkeypatch.syspath_prepend(str(ROOT))
     sizes = ModelConfig(model_type="distilbert", next_sentence=False, type_vocab_size=0)
     bert = dataclasses.replace(sizes, model_type="bert", type_vocab_size=2, pad_token_id=3)
