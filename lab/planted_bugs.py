@@ -443,6 +443,8 @@ def run_pytest(folder: Path, tests: str, seconds: int) -> None:
     os.dup2(output, 2)
     os.chdir(folder)
     os.environ |= {"PYTHONPATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    for name in [name for name in sys.modules if name.split(".")[0] == "lab"]:
+        del sys.modules[name]  # this very package was imported from here, not from the copy
     here = (str(ROOT), str(ROOT / "tests"))
     sys.path[:] = [str(folder), *(path for path in sys.path if path not in here)]
     sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests.split()]))
