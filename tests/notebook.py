@@ -11,8 +11,8 @@ LESSON = Path(__file__).resolve().parent.parent / "docs" / "lesson.ipynb"
 
 def cells(kind: str) -> list[str]:
     """The notebook's cells of one kind, "code" or "markdown", as text."""
-    found = json.loads(LESSON.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == kind]
+    notebook = json.loads(LESSON.read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == kind]
 
 
 def main() -> None:

@@ -1,34 +1,36 @@
 """docs/lesson.ipynb: its cells run from top to bottom, at a toy budget and without Jupyter."""
 import json
-import os
 import re
-import subprocess
 import sys
 
-from conftest import ROOT, finish
+import notebook
+from conftest import ROOT
 from notebook import LESSON, cells
 
 
-def test_cells_run_from_top_to_bottom(toy_text, tmp_path):
-    """Catches a cell that needs what no cell before it made, and a function that was renamed."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/notebook.py")], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MINIBERT_TOY": str(toy_text)})
-    printed = finish(process)
+def test_cells_run_from_top_to_bottom(toy_text, tmp_path, monkeypatch, capsys):
+    """A reader would end at a cell that needs what no cell before it made, or a function that was
+    renamed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setenv("MINIBERT_TOY", str(toy_text))
+    monkeypatch.setenv("MINIBERT_PLAIN", "1")
+    notebook.main()
+    printed = capsys.readouterr().out
     masks = dict(re.findall(r"epoch (\d) (hides positions .+)", printed.split("dynamic")[0]))
     assert masks["0"] == masks["2"] != masks["1"] == masks["3"]
     assert len(re.findall(r"T = \d: KL .+, to itself 0\.000$", printed, re.M)) == 3
-    assert "\nall cells took " in printed
     made = {path.name for path in (tmp_path / "runs/notebook").iterdir()}
     assert made == {"new", "roberta", "student", "untaught"}
 
 
 def test_it_is_plain_python_without_outputs():
-    """Catches outputs that make each difference long, and what only Jupyter understands."""
-    notebook = json.loads(LESSON.read_text(encoding="utf-8"))
-    assert notebook["nbformat"] == 4
-    for cell in notebook["cells"]:
+    """Outputs would make each difference long, and what only Jupyter understands could not be run
+    here."""
+    content = json.loads(LESSON.read_text(encoding="utf-8"))
+    assert content["nbformat"] == 4
+    for cell in content["cells"]:
         assert cell["cell_type"] == "markdown" or (cell["outputs"], cell["execution_count"]) == (
             [], None)
     for source in cells("code"):
@@ -37,7 +39,7 @@ def test_it_is_plain_python_without_outputs():
 
 
 def test_each_part_ends_with_something_to_try():
-    """Catches a part that leaves nothing to do, and a link to a file that was moved."""
+    """A part would leave a reader nothing to do, or a link would lead nowhere."""
     text = "\n\n".join(cells("markdown"))
     *parts, last = re.split(r"^## .+$", text, flags=re.M)[1:]
     assert len(parts) == 6 and "make all" in last
