@@ -90,8 +90,13 @@ def test_sum_of_two_losses_and_the_larger_of_two_signals(exchanged, monkeypatch)
     assert {name: value.item() for name, value in terms.items()} == {"loss": 6.0, "mlm": 2.0}
     assert distributed.largest(0) == 0 and distributed.largest(2) == 2
     assert exchanged == [(2, torch.float32), (1, torch.int64), (1, torch.int64)]
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda value, how: value.fill_(15))
-    assert distributed.largest(0) == 15
+
+    def with_another(value, how):  # which has 15
+        assert how == torch.distributed.ReduceOp.MAX
+        value.clamp_(min=15)
+
+    monkeypatch.setattr(distributed.dist, "all_reduce", with_another)
+    assert distributed.largest(0) == 15 and distributed.largest(20) == 20
 
 
 def test_exchanges_of_three_steps(exchanged, toy_text, tmp_path, run_script):
