@@ -277,17 +277,18 @@ def _flag(name: str) -> str:
 def check(config: Any) -> None:
     """Raise UserError at the first value of a config object that its field does not allow."""
     for item in dataclasses.fields(config):
-        flag, value = _flag(item.name), getattr(config, item.name)
+        value = getattr(config, item.name)
+        name = _flag(item.name) if item.metadata.get("help") else item.name
         allowed = item.metadata.get("allowed")
         types = (int, float) if item.type is float else (item.type,)
         if type(value) not in types:  # not isinstance, which takes True for a number
-            raise UserError(f"{flag} must be of type {item.type.__name__}; it is {value!r}")
+            raise UserError(f"{name} must be of type {item.type.__name__}; it is {value!r}")
         if isinstance(allowed, tuple):
             if value not in allowed:
-                raise UserError(f"{flag} {value!r} is not known; "
+                raise UserError(f"{name} {value!r} is not known; "
                                 f"choose one of {', '.join(allowed)}")
         elif allowed and not _is_within(value, allowed):
-            raise UserError(f"{flag} must be in {allowed}; it is {value}")
+            raise UserError(f"{name} must be in {allowed}; it is {value}")
 
 
 def _is_within(value: float, interval: str) -> bool:
