@@ -4,12 +4,12 @@ Every process draws the masks of the whole batch, which costs next to nothing, a
 rows. The gradients are added up, so that all processes hold the same weights after every step.
 """
 import contextlib
-import gc
 import os
 
 import torch
 import torch.distributed as dist
-# Its functions would hold on to the group of processes if they were defined after it: see `leave`.
+# Its functions keep the group of processes that is there when they are defined, so they have to be
+# defined before there is one: see `leave`.
 import torch.distributed.nn  # noqa: F401
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -72,11 +72,11 @@ def largest(number: int) -> int:
 
 
 def leave() -> None:
-    """Say goodbye to the other processes, if there are any; `wrap`'s model must be forgotten.
+    """Say goodbye to the other processes, if there are any; the model of `wrap` must be forgotten.
 
-    Whatever still holds on to their group keeps its threads alive, and a process that ends with
-    such threads may end in an abort. torchrun then kills the others, which may not be done.
+    Torch ends the threads of a group of processes when nothing refers to it any more. If the model
+    does so longer than torch itself, the process may wait for ever; if something always does, it
+    may end in an abort, and torchrun then kills the others, which may not be done.
     """
     if dist.is_initialized():
-        gc.collect()
         dist.destroy_process_group()

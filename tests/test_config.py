@@ -137,6 +137,8 @@ def test_auto_preset_follows_the_device(script, device, preset, monkeypatch):
     assert values["preset"] == preset and values["steps"] == module.STEPS[preset]
     assert values["seq_length"] == RUN_PRESETS[preset]["seq_length"]
     assert read(script, "--preset", "auto") == values
+    monkeypatch.setattr(config, "pick_device", lambda name: name if name != "auto" else "cuda")
+    assert read(script, "--device", "cpu")["preset"] == "tiny"
 
 
 def test_the_tests_use_no_gpu():
@@ -161,6 +163,9 @@ def test_the_student_is_distilbert_by_default():
     values = read("distill")
     assert [values[f"alpha_{name}"] for name in ("kl", "mlm", "cos")] == [5, 2, 1]
     assert (values["temperature"], values["student_layers"], values["init"]) == (2, 0, "teacher")
+    for name in ("kl", "mlm", "cos"):  # one of them is enough to learn from
+        weights = {f"alpha_{term}": float(term == name) for term in ("kl", "mlm", "cos")}
+        assert DistillConfig(teacher="a", **weights)
 
 
 def test_presets_have_heads_of_64_and_a_feed_forward_of_four_times_h():

@@ -1,12 +1,15 @@
 """Two processes: the same training as one with the same global batch. That they stop and go on
 together, and that torchrun starts them, is in tests/faults."""
 import contextlib
+import os
 import socket
-from pathlib import Path
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BUDGET, TOY, finish, log, start_script, weights
+from conftest import BUDGET, ROOT, TOY, finish, log, weights
 
 import minibert.training as training_module
 from minibert import distributed
@@ -24,22 +27,33 @@ def flags_of(script, out, text, *flags):
     return [*BUDGET, *shape, "--corpus", str(text), "--out", str(out), *flags]
 
 
-def free_port():
-    """A port where a first process can wait for the others."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+# A script, in a process that has to be alone again, without torch's threads, when it has left.
+PROGRAM = """
+import os, pathlib, runpy, sys
+from minibert import distributed
+
+def leave_and_look(leave=distributed.leave):
+    leave()
+    left = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+    if "gloo" in str(left):
+        sys.exit(f"these threads are left: {left}")
+
+distributed.leave = leave_and_look
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def start_two(script, *flags):
     """Start a script in two processes, as torchrun does, but with nobody who looks after them."""
-    port, processes = free_port(), []
-    for rank in ("0", "1"):
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in zip(TORCHRUN, ("2", rank, rank, "127.0.0.1", port)):
-                patch.setenv(name, value)
-            processes.append(start_script(script, *flags))
-    return processes
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    return [subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(ROOT / f"{script}.py"), *map(str, flags)], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={
+            **os.environ, "PYTHONPATH": str(ROOT),
+            **dict(zip(TORCHRUN, ("2", rank, rank, "127.0.0.1", port)))}) for rank in ("0", "1")]
 
 
 def assert_same(first, second):
@@ -61,6 +75,8 @@ def test_one_process_has_nobody_to_ask(monkeypatch):
     assert distributed.largest(15) == 15
     with distributed.alone(model):
         distributed.leave()
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    assert distributed.alone(SimpleNamespace(no_sync=lambda: "no exchange")) == "no exchange"
 
 
 @pytest.fixture
@@ -114,7 +130,8 @@ def test_exchanges_of_three_steps(exchanged, toy_text, tmp_path, run_script):
 
 def test_two_processes_train_as_one(toy_text, tmp_path, run_script):
     """Gradients averaged that should be summed, rows seen twice or never, counts of one process's
-    rows, or two processes that write one file: a run on two GPUs would be another experiment."""
+    rows, or two processes that write one file: a run on two GPUs would be another experiment. And
+    with a thread of torch's that is left, one run of ten would hang or abort at its end."""
     flags = ["--gradient-accumulation-steps", "2"]
     first, second = start_two("train_bert", *flags_of("train_bert", tmp_path / "two", toy_text,
                                                       *flags))
@@ -125,24 +142,6 @@ def test_two_processes_train_as_one(toy_text, tmp_path, run_script):
     assert len(lines[0]) == 4
     for expected, line in zip(*lines, strict=True):
         assert line == pytest.approx(expected, abs=1e-5)
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux")
-def test_no_thread_is_left_to_abort_the_process(toy_text, tmp_path, run_script, monkeypatch):
-    """One run of ten would end in an abort of torch's, in which torchrun kills the first process
-    before it has written its scores. Here a process is alone in its group."""
-    for name, value in zip(TORCHRUN, ("1", "0", "0", "127.0.0.1", free_port())):
-        monkeypatch.setenv(name, value)
-
-    def threads():
-        return sorted(path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
-
-    seen, update = [], Training.update
-    monkeypatch.setattr(Training, "update", lambda training: (
-        seen.append(threads()), update(training)))
-    before = threads()
-    run_script("train_bert", *flags_of("train_bert", tmp_path / "run", toy_text, "--steps", "1"))
-    assert "gloo_tcp_loop\n" in seen[0] and threads() == before
 
 
 def test_processes_take_a_gpu_each(monkeypatch):

@@ -74,8 +74,13 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert path.read_text() == "old" and names(tmp_path) == {"file"}
 
     class FullDisk:
+        room = 2000
+
         def write(self, block):
-            raise OSError(28, "No space left on device")
+            self.room -= len(block)
+            if self.room < 0:
+                raise OSError(28, "No space left on device")
+            return len(block)
 
         def flush(self):
             pass

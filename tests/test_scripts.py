@@ -73,7 +73,8 @@ OTHER_SHAPE = dict(vocab_size=75, hidden_size=12, num_hidden_layers=3, num_atten
 CASES = [
     ("train_bert", {}),
     ("train_bert", OTHERS | OTHER_SHAPE | dict(short_seq_prob=0.9)),
-    ("train_bert", dict(masking="dynamic", gradient_accumulation_steps=2)),
+    ("train_bert", dict(masking="dynamic", static_masks=1, mask_rate=0.3,
+                        gradient_accumulation_steps=2)),
     ("train_bert", dict(static_masks=1)),
     ("train_bert", dict(nsp=False)),
     ("train_bert", dict(nsp=False, input_format="full-sentences")),

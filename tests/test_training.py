@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BUDGET, ROOT, TOY, assert_same_run, log, weights
+from conftest import BUDGET, ROOT, TOY, assert_same_run, log
 from torch import nn
 
 import minibert.evaluation as evaluation_module
@@ -251,7 +251,7 @@ def test_evaluation_is_as_precise_as_training(flags, run_script, monkeypatch):
 
     monkeypatch.setattr(training_module, "autocast", lambda device: bfloat16)
     monkeypatch.setattr(nn.functional, "linear", note)
-    run_script("train_bert", *flags, "--steps", 1)
+    run_script("train_bert", *flags, "--steps", 1, "--eval-every", 1)
     assert seen == {(True, torch.bfloat16), (False, torch.bfloat16)}
 
 
@@ -369,13 +369,7 @@ def test_loss_that_is_no_number(what, flags, tmp_path, run_script, monkeypatch):
 
 
 @pytest.fixture
-def handlers():
-    """What the signals do before a run."""
-    return [signal.getsignal(number) for number in SIGNALS]
-
-
-@pytest.fixture
-def crashed(handlers, flags, tmp_path, run_script, monkeypatch):
+def crashed(flags, tmp_path, run_script, monkeypatch):
     """The folder of a run that crashed at step 6, after its checkpoint of step 4."""
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(training_module, "evaluate", lambda *given: 1 / 0)
@@ -384,9 +378,9 @@ def crashed(handlers, flags, tmp_path, run_script, monkeypatch):
     return tmp_path / "run"
 
 
-def test_signals_are_given_back_after_a_crash(handlers, crashed):
+def test_signals_are_given_back_after_a_crash(heard, crashed):
     """In a notebook, Ctrl-C would do nothing any more after a cell that has failed."""
-    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+    assert [signal.getsignal(number) for number in SIGNALS] == [heard, heard]
 
 
 @pytest.mark.parametrize("left", ["no file", "half a line", "no lines"])
@@ -471,13 +465,14 @@ def test_few_targets_are_said(targets, is_short, make_training, capsys):
 def test_a_run_without_a_bar_says_what_is_left(flags, run_script, monkeypatch, capsys):
     """Whoever writes the output to a file would see hours without a sign of life, or a time left
     that is not of the steps that are. Here each look at the clock takes a minute."""
-    run_script("train_roberta", *flags, "--out", flags[-1].with_name("short"))
+    flags, out, short = [*flags, "--log-every", 5], flags[-1], flags[-1].with_name("short")
+    run_script("train_roberta", *flags, "--out", short)
     assert "minutes left" not in capsys.readouterr().out
     clock = itertools.count(0, 60)
     monkeypatch.setattr(training_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     run_script("train_roberta", *flags)
     said = re.findall(r"step (\d+) of 12, .* (\d+) minutes left", capsys.readouterr().out)
     minutes = [int(left) for _, left in said]
-    assert [step for step, _ in said] == ["3", "6", "9", "12"] and minutes[-1] == 0
-    assert minutes == sorted(minutes, reverse=True) and minutes[0] > 2 * minutes[2] > 0
-    assert weights(flags[-1]).keys() and log(flags[-1]) == log(flags[-1].with_name("short"))
+    assert [step for step, _ in said] == ["5", "10", "12"]  # a last window may be shorter
+    assert minutes[0] > 2 * minutes[1] > minutes[2] == 0
+    assert_same_run(out, short)
