@@ -264,7 +264,7 @@ class Training:
         first = self.step - len(self.window) + 1
         for step, (loss, norm) in enumerate(zip(values["loss"], values["grad_norm"]), first):
             if not math.isfinite(loss + norm):
-                self._log({"step": step, "loss": loss, "grad_norm": norm})  # so that the log shows where it ended
+                self._log({"step": step, "loss": loss, "grad_norm": norm})  # where the run ended
                 raise UserError(f"the loss of step {step} is {loss}, its gradient's norm {norm}; "
                                 "start again, in another folder, with a lower --learning-rate")
         return values
